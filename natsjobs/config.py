@@ -1,0 +1,200 @@
+"""One frozen ``Config`` of small parts. Owns every number that a user may change, its unit and its default.
+
+Environment variables are read in one place, ``Config.from_env``; nothing else in the package looks at them, except
+``NATS_URL`` in ``connect``. Seconds are floats, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from natsjobs.errors import ConfigError
+from natsjobs.models import ContentPart
+
+_log = logging.getLogger(__name__)
+
+RECONNECT_WAIT = 2.0
+"""Longest pause between two reconnect attempts, seconds; a judge of other replicas must be older than this (A1)."""
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things stay."""
+
+    running: float = 1200.0
+    """A running job without any activity for this long ends with ``EXPIRED``. 0: never."""
+    finished: float = 300.0
+    """Record and log of a finished job stay this long, so that late clients still get the whole replay."""
+    usage: float = 604_800.0
+    """Unclaimed token usage stays this long, whatever happens to its job."""
+    log: float = 86_400.0
+    """Backstop: no event outlives this (the stream's ``max_age``). Longer than the longest run you want to replay."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How large things may get."""
+
+    event_bytes: int = 8_388_608
+    """Largest event, encoded; above the server's ``max_payload`` it is split and joined again."""
+    id_bytes: int = 256
+    """Longest id, in bytes of its UTF-8 form before escaping (at most 256: a NATS control line has 4,096)."""
+    record_bytes: int = 262_144
+    """Largest job record; ``metadata`` and ``user_message`` above it are refused (B7)."""
+    queue_events: int = 1024
+    """Events that wait in one run before ``emit`` waits for room."""
+    queue_bytes: int = 4_194_304
+    """Bytes that wait in one run before ``emit`` waits for room (one larger event is always let in)."""
+    reader_events: int = 1024
+    """Newest events kept per followed job; a reader that falls further behind re-reads from the log."""
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things take, in seconds."""
+
+    lease: float = 10.0
+    """A dead owner's jobs get their terminal record within this time."""
+    renew: float = 3.0
+    """How often an owner renews its lease; at most half of ``lease``."""
+    linger: float = 0.025
+    """The first event goes at once; while more keep coming they are collected this long. 0: never wait."""
+    request: float = 5.0
+    """One request to NATS."""
+    abort: float = 2.0
+    """How long an abort waits for the owner before it ends the job itself."""
+    give_up: float = 60.0
+    """NATS away for this long: ``UnavailableError``."""
+    look: float = 2.0
+    """A follower that hears nothing looks at the log after this time, doubling to five times it (A7)."""
+    sweep: float = 60.0
+    """How often every replica runs ``cleanup()`` by itself."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings. Values that contradict each other are a ``ConfigError`` when the object is made.
+
+    Raises:
+        ConfigError: ``field`` names the setting.
+    """
+
+    namespace: str = "natsjobs"
+    """Prefix of every subject, stream and bucket: one subject token, letters, digits, ``_`` and ``-``."""
+    replicas: int = 1
+    """Replicas of the stream and the bucket: 1, 3 or 5."""
+    storage: Literal["file", "memory"] = "file"
+    """``"memory"`` with one replica loses everything at a server restart and needs ``allow_loss``."""
+    retention: Retention = Retention()
+    limits: Limits = Limits()
+    timing: Timing = Timing()
+    fold: Callable[[Iterable[Any]], list[ContentPart]] | None = None
+    """From event values to content parts; ``None``: ``natsjobs.content.fold``."""
+    enc_hook: Callable[[Any], Any] | None = None
+    """As in msgspec: gives an encodable form of objects that have none."""
+    domain: str | None = None
+    """JetStream domain; one namespace per set of connected domains (C7)."""
+    allow_loss: bool = False
+    """Accept ``storage="memory"`` with one replica."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """Settings from ``NATSJOBS_*``: ``NATSJOBS_NAMESPACE``, ``NATSJOBS_TIMING_LEASE``, ``NATSJOBS_ALLOW_LOSS``, …
+
+        Variables that are no setting are left alone (Kubernetes makes ``NATSJOBS_PORT`` of a service's name); one
+        that is nearly a setting is logged.
+
+        Raises:
+            ConfigError: A value is not of its setting's type, or settings contradict each other.
+        """
+        env = os.environ if environ is None else environ
+        plain: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {"retention": {}, "limits": {}, "timing": {}}
+        for name, target, field, kind in _env_names():
+            if (text := env.get(name)) is None:
+                continue
+            value = _parse(text, kind, target=f"{target}.{field}" if target else field)
+            (parts[target] if target else plain)[field] = value
+        known = [name for name, *_ in _env_names()]
+        for name in env:
+            if name.startswith("NATSJOBS_") and name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+                if near:
+                    _log.warning("environment variable %s is no setting; did you mean %s?", name, near[0])
+        return cls(
+            retention=Retention(**parts["retention"]),
+            limits=Limits(**parts["limits"]),
+            timing=Timing(**parts["timing"]),
+            **plain,
+        )
+
+
+_PLAIN_ENV: dict[str, type] = {
+    "namespace": str,
+    "replicas": int,
+    "storage": str,
+    "domain": str,
+    "allow_loss": bool,
+}
+
+
+def _env_names() -> Iterable[tuple[str, str, str, type]]:
+    for field, kind in _PLAIN_ENV.items():
+        yield f"NATSJOBS_{field.upper()}", "", field, kind
+    for target, struct, kind in (("retention", Retention, float), ("limits", Limits, int), ("timing", Timing, float)):
+        for field in struct.__struct_fields__:
+            yield f"NATSJOBS_{target.upper()}_{field.upper()}", target, field, kind
+
+
+def _parse(text: str, kind: type, *, target: str) -> Any:
+    if kind is bool:
+        if text.lower() in {"1", "true", "yes", "on"}:
+            return True
+        if text.lower() in {"0", "false", "no", "off", ""}:
+            return False
+        raise ConfigError(target, f"{text!r} is neither true nor false")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(target, f"{text!r} is not a number") from None
+
+
+def _check(config: Config) -> None:  # noqa: C901 - one line per rule reads best as a list
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", config.namespace):
+        raise ConfigError("namespace", f"{config.namespace!r} must be one subject token of letters, digits, _ and -")
+    if len(config.namespace) > 64:  # noqa: PLR2004
+        raise ConfigError("namespace", "at most 64 characters")
+    if config.replicas not in {1, 3, 5}:
+        raise ConfigError("replicas", f"{config.replicas} is not 1, 3 or 5")
+    if config.storage not in {"file", "memory"}:
+        raise ConfigError("storage", f'{config.storage!r} is neither "file" nor "memory"')
+    if config.storage == "memory" and config.replicas == 1 and not config.allow_loss:
+        raise ConfigError("storage", "memory with one replica loses everything at a restart; set allow_loss=True")
+    if config.domain is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", config.domain):
+        raise ConfigError("domain", f"{config.domain!r} must be one subject token")
+    for part in ("retention", "limits", "timing"):
+        struct: msgspec.Struct = getattr(config, part)
+        for field in struct.__struct_fields__:
+            value = getattr(struct, field)
+            zero_ok = (part, field) in {("retention", "running"), ("timing", "linger")}
+            if not isinstance(value, int | float) or isinstance(value, bool) or value != value:  # noqa: PLR0124
+                raise ConfigError(f"{part}.{field}", f"{value!r} is not a number")
+            if value < 0 or (value == 0 and not zero_ok):
+                raise ConfigError(f"{part}.{field}", f"{value} must be larger than 0")
+    if config.limits.id_bytes > 256:  # noqa: PLR2004
+        raise ConfigError("limits.id_bytes", "at most 256: escaped ids must fit a NATS control line of 4,096 bytes")
+    timing, retention = config.timing, config.retention
+    if timing.lease < 2 * timing.renew:
+        raise ConfigError(
+            "timing.lease", f"{timing.lease} is shorter than two renewals ({timing.renew} each): one lost would end jobs"
+        )
+    if timing.lease < 1.5:  # noqa: PLR2004
+        raise ConfigError("timing.lease", "at least 1.5: NATS counts TTLs in whole seconds")
+    if retention.log < retention.running + retention.finished:
+        raise ConfigError("retention.log", "must cover at least retention.running + retention.finished")

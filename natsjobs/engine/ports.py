@@ -1,0 +1,238 @@
+"""The ports: what the engine needs from a message system, and nothing more.
+
+``Stream`` is one JetStream stream as the engine sees it: an append-only log of (subject, body) with per-subject
+compare-and-set, server time, per-message TTL and rollup. ``Bus`` is core NATS: fire-and-forget subjects with
+interest, so that a request without a responder fails at once. ``Link`` is one connection that holds two streams
+(``events`` and ``records``, the latter being the stream below the KV bucket) and a bus.
+
+Guarantees every implementation gives:
+
+- ``append`` with ``expect`` succeeds for at most one of any number of racing writers, and what it acknowledged is in
+  the stream. What it did not acknowledge may be there all the same (``UnavailableError.outcome_unknown``).
+- A message that was appended is published on ``live_prefix`` + the rest of its subject *after* it is stored; that
+  delivery may be lost, and is never doubled or reordered per subject on one connection.
+- Handlers are plain functions, called one at a time per subscription, in order of arrival; they must not block.
+- Errors are those of ``natsjobs.errors`` and the four below; nothing else escapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+
+class WrongSequenceError(Exception):
+    """A compare-and-set was refused: NATS error 10071 or 10164.
+
+    ``last`` is the true last sequence when the server named it; ``None`` (10164) means that another append is still
+    in flight, so nothing can be concluded yet.
+    """
+
+    def __init__(self, last: int | None) -> None:
+        super().__init__(f"wrong last sequence: {last}")
+        self.last = last
+
+
+class NoRespondersError(Exception):
+    """Nobody has interest in the subject of a request."""
+
+
+class NoReplyError(Exception):
+    """Somebody has interest, but nobody answered in time."""
+
+
+class StreamMissingError(Exception):
+    """The stream does not exist (any more): NATS error 10059."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A stored message. ``time``: when the server stored it, seconds since the epoch on the server's clock.
+
+    ``marker`` is set on what a removal left behind: ``"PURGE"`` or ``"DEL"`` (a client's), ``"MaxAge"`` (a TTL's).
+    """
+
+    subject: str
+    seq: int
+    body: bytes
+    time: float
+    marker: str | None = None
+
+
+class Incoming(msgspec.Struct, frozen=True):
+    """A message from the bus. ``seq`` is its stream sequence when it was republished by a stream, else 0.
+
+    ``marker`` as in ``Message``, for republished markers. ``reply`` is where an answer is expected, or ``""``.
+    """
+
+    subject: str
+    body: bytes
+    reply: str
+    seq: int
+    marker: str | None = None
+
+
+class StreamState(msgspec.Struct, frozen=True):
+    """A stream at one moment. ``created`` changes when it is re-created; ``now`` is the server's clock, seconds."""
+
+    created: str
+    last_seq: int
+    bytes: int
+    max_bytes: int
+    now: float
+
+
+BusHandler: TypeAlias = Callable[[Incoming], None]
+
+
+class Interest(Protocol):
+    """A bus subscription."""
+
+    async def unsubscribe(self) -> None:
+        """Stop; idempotent; when it returns the handler is not called any more."""
+        ...
+
+
+class Stream(Protocol):
+    """One stream. Sequences start at 1; a filter is a subject that may hold NATS wildcards."""
+
+    async def append(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        expect: int | None = None,
+        scope: str | None = None,
+        ttl: float | None = None,
+        rollup: bool = False,
+        marker: bool = False,
+    ) -> int:
+        """Store one message; its sequence.
+
+        Args:
+            subject: Where; inside this stream.
+            body: What; at most ``Link.max_payload`` less 1 KiB.
+            expect: Only if the last sequence of ``scope`` is this; 0: nothing there.
+            scope: The filter that ``expect`` speaks of; ``None``: the subject itself.
+            ttl: The message goes by itself after this many seconds (rounded up to whole ones); ``None``: stays.
+            rollup: Replace all earlier messages of the subject by this one.
+            marker: It marks a removal (the KV operation PURGE); implies ``rollup``.
+
+        Raises:
+            WrongSequenceError: ``expect`` did not hold. Nothing was stored by this attempt.
+            StreamFullError: The stream or account is full. Nothing was stored.
+            UnavailableError: No answer, no leader, or a permission is missing; see ``outcome_unknown``.
+            StreamMissingError: No such stream. Nothing was stored.
+        """
+        ...
+
+    async def next(self, subject_filter: str, seq: int = 1) -> Message | None:
+        """The first message at or after ``seq`` that matches, read at the leader.
+
+        Raises:
+            UnavailableError: No answer or no leader.
+            StreamMissingError: No such stream.
+        """
+        ...
+
+    async def last(self, subject_filter: str) -> Message | None:
+        """The newest message that matches, read at the leader. Raises as ``next`` does."""
+        ...
+
+    async def page(self, subject_filter: str, seq: int, *, batch: int = 64, max_bytes: int = 524_288) -> list[Message]:
+        """Up to ``batch`` messages that match, from ``seq`` on, in order, from any replica (it may lag behind).
+
+        At least one message comes when there is one, however large. An empty list says nothing (ask the leader).
+        Raises as ``next`` does.
+        """
+        ...
+
+    async def subjects(self, subject_filter: str) -> dict[str, int]:
+        """Subjects that match and hold messages, with their counts. Raises as ``next`` does."""
+        ...
+
+    async def state(self) -> StreamState:
+        """The stream now. Raises as ``next`` does."""
+        ...
+
+
+class Bus(Protocol):
+    """Core subjects: at most once, nothing stored."""
+
+    async def publish(self, subject: str, body: bytes) -> None:
+        """Send and forget. While the connection is away nothing is sent and nothing raised (no late delivery, B9)."""
+        ...
+
+    async def subscribe(self, subject: str, handler: BusHandler) -> Interest:
+        """Call ``handler`` for every message; the interest survives reconnects."""
+        ...
+
+    async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:
+        """The first answer.
+
+        Raises:
+            NoRespondersError: At once, when nobody has interest.
+            NoReplyError: Nobody answered in ``timeout`` seconds, or the connection is away.
+        """
+        ...
+
+    async def gather(
+        self, subject: str, body: bytes, *, timeout: float, enough: Callable[[list[bytes]], bool] | None = None
+    ) -> list[bytes]:
+        """All answers that arrive in ``timeout`` seconds, or until ``enough(answers)``.
+
+        Raises:
+            NoRespondersError: At once, when nobody has interest.
+            NoReplyError: There was interest and no answer at all, or the connection is away.
+        """
+        ...
+
+
+class Link(Protocol):
+    """One connection to the message system.
+
+    ``opened`` state is shared: ``open`` and ``close`` may be called by a store and by a transport, twice is fine.
+    """
+
+    @property
+    def events(self) -> Stream:
+        """The stream ``{ns}_events``."""
+        ...
+
+    @property
+    def records(self) -> Stream:
+        """The stream below the bucket ``{ns}_jobs``; its subjects are ``$KV.{ns}_jobs.{key}``."""
+        ...
+
+    @property
+    def bus(self) -> Bus:
+        """Core subjects."""
+        ...
+
+    @property
+    def max_payload(self) -> int:
+        """Largest message the server takes, bytes, headers included."""
+        ...
+
+    @property
+    def connected_since(self) -> float | None:
+        """``time.monotonic()`` since when the connection is unbroken and requests succeed; ``None`` while it is away."""
+        ...
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back after every reconnect, once requests can be sent again; the returned function removes it."""
+        ...
+
+    async def open(self) -> None:
+        """Connect if needed; create or check stream and bucket.
+
+        Raises:
+            UnsupportedServerError: The server is too old, or an existing stream or bucket has other settings.
+            UnavailableError: No answer.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release what was opened here, not a connection that was given."""
+        ...

@@ -1,0 +1,283 @@
+"""The records people hold: jobs, events, results. Pure values; nothing here touches the network.
+
+All are frozen, keyword-only ``msgspec.Struct``s. Python attributes are snake_case, the wire form (``to_dict``) is
+camelCase, except token usage, which keeps the snake_case names that providers write. Fields and enum values that
+a newer replica wrote and this one does not know are accepted: unknown fields are ignored, unknown statuses are
+kept as they are and never count as terminal (design-corrections C5).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, TypeAlias, TypedDict
+
+import msgspec
+
+ContentPart: TypeAlias = dict[str, Any]
+"""One part of an answer, as JSON: ``{"type": "text", "text": …}``, a tool call, …"""
+
+RunStep: TypeAlias = dict[str, Any]
+"""One step of an agent run, as JSON (LibreChat's ``on_run_step`` data)."""
+
+
+class _OpenEnum(StrEnum):
+    """An enum that keeps values it does not know, so that replicas of two versions can run side by side."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> _OpenEnum | None:
+        if not isinstance(value, str):
+            return None
+        member = str.__new__(cls, value)
+        member._name_ = value.upper()
+        member._value_ = value
+        return member
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this version of the library knows the value."""
+        return self.value in type(self)._value2member_map_
+
+
+class JobStatus(_OpenEnum):
+    """How a job stands. More will follow (not terminal), so test ``is_terminal``, never "not running"."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    ERROR = "error"
+    ABORTED = "aborted"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the generation has ended."""
+        return self.value in _TERMINAL
+
+
+_TERMINAL = frozenset({"complete", "error", "aborted"})
+
+
+class EndReason(_OpenEnum):
+    """Why a generation ended when its run did not say so itself; ``None`` after ``complete`` or ``fail``."""
+
+    ABORT = "abort"
+    REPLACED = "replaced"
+    DELETED = "deleted"
+    OWNER_LOST = "owner_lost"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    SHUTDOWN = "shutdown"
+
+
+class EventType(_OpenEnum):
+    """What a reader got. More (not terminal) may follow: skip what you do not know."""
+
+    EVENT = "event"
+    DONE = "done"
+    ERROR = "error"
+    ABORTED = "aborted"
+
+
+def _wire_name(name: str) -> str:
+    if name == "icon_url":
+        return "iconURL"
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, rename=_wire_name):
+    """Base of the camelCase records."""
+
+
+class UserMessage(_Record):
+    """The user's message that a generation answers."""
+
+    message_id: str
+    parent_message_id: str | None = None
+    conversation_id: str | None = None
+    text: str | None = None
+
+
+class Job(_Record):
+    """The newest generation of a stream id. A value: changing a job that was read is impossible and changes nothing.
+
+    ``created_at``, ``completed_at`` and ``last_active_at`` are milliseconds since the epoch; ``created_at`` is
+    strictly larger than that of the previous generation of the same stream id. ``final_event`` is JSON text.
+    ``owner`` is the id of the replica that runs it, ``None`` while nobody does.
+    """
+
+    stream_id: str
+    user_id: str
+    status: JobStatus
+    created_at: int
+    generation: str
+    completed_at: int | None = None
+    conversation_id: str | None = None
+    error: str | None = None
+    user_message: UserMessage | None = None
+    response_message_id: str | None = None
+    sender: str | None = None
+    sync_sent: bool = False
+    final_event: str | None = None
+    endpoint: str | None = None
+    icon_url: str | None = None
+    model: str | None = None
+    prompt_tokens: int | None = None
+    owner: str | None = None
+    end_reason: EndReason | None = None
+    last_active_at: int | None = None
+    tenant_id: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class JobFields(TypedDict, total=False):
+    """The fields of a job that its producer may set at any time."""
+
+    user_message: UserMessage | dict[str, Any] | None
+    response_message_id: str | None
+    sender: str | None
+    sync_sent: bool
+    endpoint: str | None
+    icon_url: str | None
+    model: str | None
+    prompt_tokens: int | None
+    metadata: dict[str, Any] | None
+
+
+class JobChanges(JobFields, total=False):
+    """What ``update_job`` may set: the producer's fields, and those that end a job."""
+
+    conversation_id: str | None
+    status: JobStatus | str
+    error: str | None
+    completed_at: int | None
+    final_event: str | None
+
+
+class InputTokenDetails(TypedDict, total=False):
+    """Cache tokens as OpenAI reports them."""
+
+    cache_creation: int
+    cache_read: int
+
+
+class UsageMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """Token usage of one model call. The cache tokens come in either of two forms; ``cache_read`` reads both.
+
+    ``id`` is given by ``record_usage``, one per entry for ever: the key to bill by. ``extra`` holds every other
+    field the provider wrote; on the wire they are flat, beside the known ones.
+    """
+
+    id: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    model: str | None = None
+    provider: str | None = None
+    input_token_details: InputTokenDetails | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    extra: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+
+    @property
+    def cache_creation(self) -> int:
+        """Tokens written to the provider's cache: the first of the two forms that is not 0, else 0."""
+        details = self.input_token_details or {}
+        return details.get("cache_creation") or self.cache_creation_input_tokens or 0
+
+    @property
+    def cache_read(self) -> int:
+        """Tokens read from the provider's cache: the first of the two forms that is not 0, else 0."""
+        details = self.input_token_details or {}
+        return details.get("cache_read") or self.cache_read_input_tokens or 0
+
+
+class AbortResult(_Record):
+    """What an abort did. ``success`` false: nothing was changed or claimed, ``reason`` says why.
+
+    ``acknowledged`` tells whether the owner confirmed that the work was stopped; the abort holds either way.
+    ``collected_usage`` was claimed by this abort: bill it here, nobody else will get these entries.
+    """
+
+    success: bool
+    job_data: Job | None = None
+    content: list[ContentPart] = msgspec.field(default_factory=list[ContentPart])
+    final_event: Any = None
+    text: str = ""
+    collected_usage: list[UsageMetadata] = msgspec.field(default_factory=list[UsageMetadata])
+    acknowledged: bool = False
+    reason: str | None = None
+
+
+class ResumeState(_Record):
+    """Everything a client needs to draw a job and go on: subscribe after ``cursor`` and nothing is missing or doubled."""
+
+    generation: str
+    status: JobStatus
+    cursor: str
+    run_steps: list[RunStep] = msgspec.field(default_factory=list[RunStep])
+    aggregated_content: list[ContentPart] = msgspec.field(default_factory=list[ContentPart])
+    user_message: UserMessage | None = None
+    response_message_id: str | None = None
+    conversation_id: str | None = None
+    sender: str | None = None
+    collected_usage: list[UsageMetadata] = msgspec.field(default_factory=list[UsageMetadata])
+
+
+class StreamEvent(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """One event, or the terminal record, of a generation.
+
+    ``index`` is dense and 0-based; of a terminal record it is the number of events. ``raw`` is ``data`` as JSON
+    bytes, for forwarding untouched and for typed readers.
+    """
+
+    type: EventType
+    index: int
+    cursor: str
+    generation: str
+    raw: bytes
+    end_reason: EndReason | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether this ends the generation."""
+        return self.type in _TERMINAL_EVENTS
+
+    @cached_property
+    def data(self) -> Any:
+        """Event: the value; done: the final event; error: the text; aborted: the final event given to ``abort``."""
+        return msgspec.json.decode(self.raw)
+
+
+_TERMINAL_EVENTS = frozenset({"done", "error", "aborted"})
+
+
+def to_dict(record: msgspec.Struct) -> dict[str, Any]:
+    """The wire form of a record: camelCase names, absent fields left out, usage with its extra fields flat."""
+    if isinstance(record, StreamEvent):
+        out: dict[str, Any] = {
+            "type": record.type.value,
+            "index": record.index,
+            "cursor": record.cursor,
+            "generation": record.generation,
+            "data": record.data,
+        }
+        if record.end_reason is not None:
+            out["endReason"] = record.end_reason.value
+        return out
+    if isinstance(record, UsageMetadata):
+        known = {k: v for k in record.__struct_fields__ if k != "extra" and (v := getattr(record, k)) is not None}
+        return {**record.extra, **known}
+    wire: dict[str, Any] = {}
+    for name, wire_name in zip(record.__struct_fields__, record.__struct_encode_fields__, strict=True):
+        value = getattr(record, name)
+        if value is not None:
+            wire[wire_name] = _plain(value)
+    return wire
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return to_dict(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return msgspec.to_builtins(value)
