@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -35,6 +36,8 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """Unclaimed token usage stays this long, whatever happens to its job."""
     log: float = 86_400.0
     """Backstop: no event outlives this (the stream's ``max_age``). Longer than the longest run you want to replay."""
+    orphan: float = 60.0
+    """A log without a record is removed when its newest message is this old: a create writes its log first (A6)."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +108,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
-        """Settings from ``NATSJOBS_*``: ``NATSJOBS_NAMESPACE``, ``NATSJOBS_TIMING_LEASE``, ``NATSJOBS_ALLOW_LOSS``, …
+        """Settings from ``NATSJOBS_*``: ``NATSJOBS_NAMESPACE``, ``NATSJOBS_TIMING_LEASE`` and so on.
 
         Variables that are no setting are left alone (Kubernetes makes ``NATSJOBS_PORT`` of a service's name); one
         that is nearly a setting is logged.
@@ -119,7 +122,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         for name, target, field, kind in _env_names():
             if (text := env.get(name)) is None:
                 continue
-            value = _parse(text, kind, target=f"{target}.{field}" if target else field)
+            value = _parse(text, kind, target=f"{target}.{field}" if target else field, name=name)
             (parts[target] if target else plain)[field] = value
         known = [name for name, *_ in _env_names()]
         for name in env:
@@ -152,49 +155,75 @@ def _env_names() -> Iterable[tuple[str, str, str, type]]:
             yield f"NATSJOBS_{target.upper()}_{field.upper()}", target, field, kind
 
 
-def _parse(text: str, kind: type, *, target: str) -> Any:
+def _parse(text: str, kind: type, *, target: str, name: str) -> Any:
     if kind is bool:
         if text.lower() in {"1", "true", "yes", "on"}:
             return True
         if text.lower() in {"0", "false", "no", "off", ""}:
             return False
-        raise ConfigError(target, f"{text!r} is neither true nor false")
+        raise ConfigError(target, f"{name}={text!r} is neither true nor false")
     try:
         return kind(text)
     except ValueError:
-        raise ConfigError(target, f"{text!r} is not a number") from None
+        wanted = "whole number" if kind is int else "number"
+        raise ConfigError(target, f"{name}={text!r} is not a {wanted}") from None
 
 
-def _check(config: Config) -> None:  # noqa: C901 - one line per rule reads best as a list
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", config.namespace):
-        raise ConfigError("namespace", f"{config.namespace!r} must be one subject token of letters, digits, _ and -")
-    if len(config.namespace) > 64:  # noqa: PLR2004
-        raise ConfigError("namespace", "at most 64 characters")
-    if config.replicas not in {1, 3, 5}:
-        raise ConfigError("replicas", f"{config.replicas} is not 1, 3 or 5")
-    if config.storage not in {"file", "memory"}:
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ZERO_MEANS_NEVER = {("retention", "running"), ("timing", "linger")}
+
+
+def _check(config: Config) -> None:
+    _check_plain(config)
+    _check_part(config, "retention", Retention)
+    _check_part(config, "limits", Limits)
+    _check_part(config, "timing", Timing)
+    _check_together(config)
+
+
+def _check_plain(config: Config) -> None:
+    for field, optional in (("namespace", False), ("domain", True)):
+        value: Any = getattr(config, field)
+        if not (optional and value is None) and not (isinstance(value, str) and _TOKEN.fullmatch(value)):
+            raise ConfigError(field, f"{value!r} must be one subject token: 1 to 64 letters, digits, _ and -")
+    if type(config.replicas) is not int or config.replicas not in {1, 3, 5}:
+        raise ConfigError("replicas", f"{config.replicas!r} is not 1, 3 or 5")
+    if config.storage not in ("file", "memory"):
         raise ConfigError("storage", f'{config.storage!r} is neither "file" nor "memory"')
+    for field in ("fold", "enc_hook"):
+        if (hook := getattr(config, field)) is not None and not callable(hook):
+            raise ConfigError(field, f"{hook!r} cannot be called")
+    if not isinstance(cast("Any", config.allow_loss), bool):
+        raise ConfigError("allow_loss", f"{config.allow_loss!r} is neither True nor False")
+
+
+def _check_part(config: Config, part: str, kind: type[msgspec.Struct]) -> None:
+    numbers = getattr(config, part)
+    if not isinstance(numbers, kind):
+        raise ConfigError(part, f"{numbers!r} is not a {kind.__name__}")
+    whole = kind is Limits
+    for field in kind.__struct_fields__:
+        value: Any = getattr(numbers, field)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise ConfigError(f"{part}.{field}", f"{value!r} is not a {'whole number' if whole else 'number'}")
+        if not math.isfinite(value):
+            raise ConfigError(f"{part}.{field}", f"{value!r} is not a finite number")
+        if value < 0 or (value == 0 and (part, field) not in _ZERO_MEANS_NEVER):
+            raise ConfigError(f"{part}.{field}", f"{value!r} must be larger than 0")
+
+
+def _check_together(config: Config) -> None:
+    timing, retention = config.timing, config.retention
     if config.storage == "memory" and config.replicas == 1 and not config.allow_loss:
         raise ConfigError("storage", "memory with one replica loses everything at a restart; set allow_loss=True")
-    if config.domain is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", config.domain):
-        raise ConfigError("domain", f"{config.domain!r} must be one subject token")
-    for part in ("retention", "limits", "timing"):
-        struct: msgspec.Struct = getattr(config, part)
-        for field in struct.__struct_fields__:
-            value = getattr(struct, field)
-            zero_ok = (part, field) in {("retention", "running"), ("timing", "linger")}
-            if not isinstance(value, int | float) or isinstance(value, bool) or value != value:  # noqa: PLR0124
-                raise ConfigError(f"{part}.{field}", f"{value!r} is not a number")
-            if value < 0 or (value == 0 and not zero_ok):
-                raise ConfigError(f"{part}.{field}", f"{value} must be larger than 0")
-    if config.limits.id_bytes > 256:  # noqa: PLR2004
+    if config.limits.id_bytes > 256:
         raise ConfigError("limits.id_bytes", "at most 256: escaped ids must fit a NATS control line of 4,096 bytes")
-    timing, retention = config.timing, config.retention
     if timing.lease < 2 * timing.renew:
         raise ConfigError(
-            "timing.lease", f"{timing.lease} is shorter than two renewals ({timing.renew} each): one lost would end jobs"
+            "timing.lease",
+            f"{timing.lease} is shorter than two renewals ({timing.renew} each): one lost would end jobs",
         )
-    if timing.lease < 1.5:  # noqa: PLR2004
+    if timing.lease < 1.5:
         raise ConfigError("timing.lease", "at least 1.5: NATS counts TTLs in whole seconds")
     if retention.log < retention.running + retention.finished:
         raise ConfigError("retention.log", "must cover at least retention.running + retention.finished")

@@ -33,7 +33,17 @@ from natsjobs.models import EndReason, Job, JobStatus
 
 
 class NatsJobsError(Exception):
-    """Root of all errors of this package."""
+    """Root of all errors of this package. They can be copied and pickled, so they cross process pools."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[NatsJobsError], args: tuple[Any, ...]) -> NatsJobsError:
+    """The error as it was: its constructor takes ids, not the message that ``args`` holds."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 class JobNotFoundError(NatsJobsError):
@@ -71,10 +81,11 @@ class JobClosedError(NatsJobsError):
     def __init__(
         self, stream_id: str, generation: str, status: JobStatus | None = None, end_reason: EndReason | None = None
     ) -> None:
+        which = f"generation {generation}" if generation else "the newest generation"
         how = f"ended as {status.value}" if status else "is over"
         why = f" ({end_reason.value})" if end_reason else ""
         super().__init__(
-            f"generation {generation} of job {stream_id!r} {how}{why}: nothing more can be written to it; "
+            f"{which} of job {stream_id!r} {how}{why}: nothing more can be written to it; "
             "start a new generation for the next turn"
         )
         self.stream_id = stream_id

@@ -189,9 +189,7 @@ class JobStore(Protocol):
         """The live object's run steps on this replica, else the saved ones, else folded from the log."""
         ...
 
-    async def save_run_steps(
-        self, stream_id: str, steps: Sequence[RunStep], *, generation: str | None = None
-    ) -> None:
+    async def save_run_steps(self, stream_id: str, steps: Sequence[RunStep], *, generation: str | None = None) -> None:
         """Store the whole list of run steps.
 
         Raises:
@@ -263,9 +261,7 @@ class JobStore(Protocol):
         """
         ...
 
-    async def abort_job(
-        self, stream_id: str, *, generation: str | None = None, final_event: Any = None
-    ) -> AbortResult:
+    async def abort_job(self, stream_id: str, *, generation: str | None = None, final_event: Any = None) -> AbortResult:
         """Stop the run wherever it is; afterwards the job has ended. What ``JobManager.abort`` returns."""
         ...
 
@@ -333,15 +329,11 @@ class EventTransport(Protocol):
         """Signal an abort to all replicas; True: the owner's callbacks have run (within ``timing.abort``)."""
         ...
 
-    async def on_abort(
-        self, stream_id: str, callback: Callback, *, generation: str | None = None
-    ) -> Registration:
+    async def on_abort(self, stream_id: str, callback: Callback, *, generation: str | None = None) -> Registration:
         """Call back at every abort signal for ``generation`` (``None``: the one that is newest at the signal)."""
         ...
 
-    async def on_end(
-        self, stream_id: str, callback: EndCallback, *, generation: str | None = None
-    ) -> Registration:
+    async def on_end(self, stream_id: str, callback: EndCallback, *, generation: str | None = None) -> Registration:
         """Call back once with the terminal event of ``generation`` (``None``: the newest), whoever wrote it.
 
         Raises:

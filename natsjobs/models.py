@@ -88,7 +88,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, rename=_wire_name):
     """Base of the camelCase records."""
 
 
-class UserMessage(_Record):
+class UserMessage(_Record, frozen=True, kw_only=True):
     """The user's message that a generation answers."""
 
     message_id: str
@@ -97,7 +97,7 @@ class UserMessage(_Record):
     text: str | None = None
 
 
-class Job(_Record):
+class Job(_Record, frozen=True, kw_only=True):
     """The newest generation of a stream id. A value: changing a job that was read is impossible and changes nothing.
 
     ``created_at``, ``completed_at`` and ``last_active_at`` are milliseconds since the epoch; ``created_at`` is
@@ -191,7 +191,7 @@ class UsageMetadata(msgspec.Struct, frozen=True, kw_only=True):
         return details.get("cache_read") or self.cache_read_input_tokens or 0
 
 
-class AbortResult(_Record):
+class AbortResult(_Record, frozen=True, kw_only=True):
     """What an abort did. ``success`` false: nothing was changed or claimed, ``reason`` says why.
 
     ``acknowledged`` tells whether the owner confirmed that the work was stopped; the abort holds either way.
@@ -208,8 +208,11 @@ class AbortResult(_Record):
     reason: str | None = None
 
 
-class ResumeState(_Record):
-    """Everything a client needs to draw a job and go on: subscribe after ``cursor`` and nothing is missing or doubled."""
+class ResumeState(_Record, frozen=True, kw_only=True):
+    """Everything a client needs to draw a job and go on.
+
+    Subscribe after ``cursor`` and nothing is missing or doubled.
+    """
 
     generation: str
     status: JobStatus
@@ -266,7 +269,8 @@ def to_dict(record: msgspec.Struct) -> dict[str, Any]:
         return out
     if isinstance(record, UsageMetadata):
         known = {k: v for k in record.__struct_fields__ if k != "extra" and (v := getattr(record, k)) is not None}
-        return {**record.extra, **known}
+        flat: dict[str, Any] = msgspec.to_builtins({**record.extra, **known})
+        return flat
     wire: dict[str, Any] = {}
     for name, wire_name in zip(record.__struct_fields__, record.__struct_encode_fields__, strict=True):
         value = getattr(record, name)

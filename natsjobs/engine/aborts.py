@@ -1,0 +1,260 @@
+"""Abort: a signal to everybody who listens, and a request to the owner that ends in a fact.
+
+Two paths, because they answer two questions. The broadcast on ``{ns}.abort.{stream_id}`` reaches every replica that
+registered a callback. The acknowledged request goes to the owner's own subject, so a dead owner costs no time-out
+(C3). Both name the generation, so a late one cannot hit the next turn; a message without it is answered with an error
+(B9), which is what a person with the ``nats`` CLI sees.
+
+The fact is the terminal record: whoever is asked to abort makes sure that one stands before it says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import Any
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.appender import End
+from natsjobs.engine.content_state import ContentState
+from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import JobRecord, mark_ended, read_record
+from natsjobs.engine.ledger import Ledger
+from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
+from natsjobs.engine.runs import Runs
+from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError
+from natsjobs.interfaces import Callback
+from natsjobs.models import AbortResult, ContentPart, EndReason
+
+_log = logging.getLogger(__name__)
+
+_CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request
+
+
+class AbortRegistration:
+    """Implements ``natsjobs.interfaces.Registration``."""
+
+    def __init__(self, aborts: Aborts, stream_id: str, generation: str | None, callback: Callback) -> None:
+        self._aborts, self.stream_id, self.generation, self.callback = aborts, stream_id, generation, callback
+
+    async def dispose(self) -> None:
+        """Remove just this callback."""
+        await self._aborts.remove(self)
+
+
+class Aborts:
+    """Abort callbacks of one replica, and both sides of an abort."""
+
+    def __init__(self, context: Context, runs: Runs, ledger: Ledger, content: ContentState) -> None:
+        """Empty."""
+        self._context, self._runs, self._ledger, self._content = context, runs, ledger, content
+        self._registrations: dict[str, list[AbortRegistration]] = {}
+        self._interests: dict[str, Interest] = {}
+        self._lock = asyncio.Lock()
+        self._heard: dict[str, None] = {}  # ids of signals that were heard, newest last: one comes by two paths
+
+    def stream_ids(self) -> set[str]:
+        """Stream ids with callbacks."""
+        return set(self._registrations)
+
+    async def add(self, stream_id: str, generation: str | None, callback: Callback) -> AbortRegistration:
+        """Call back at every signal; when this returns no later one is missed."""
+        registration = AbortRegistration(self, stream_id, generation, callback)
+        async with self._lock:
+            if stream_id not in self._interests:
+                subject = self._context.subjects.abort(stream_id)
+                self._interests[stream_id] = await self._context.link.bus.subscribe(subject, self._on_broadcast)
+            self._registrations.setdefault(stream_id, []).append(registration)
+        return registration
+
+    async def remove(self, registration: AbortRegistration) -> None:
+        """Drop one callback; idempotent."""
+        async with self._lock:
+            left = self._registrations.get(registration.stream_id, [])
+            if registration in left:
+                left.remove(registration)
+            if not left:
+                await self._drop(registration.stream_id)
+
+    async def close(self, stream_id: str | None = None) -> None:
+        """Drop all callbacks, or those of one stream id."""
+        async with self._lock:
+            for name in [stream_id] if stream_id is not None else list(self._interests):
+                await self._drop(name)
+
+    async def _drop(self, stream_id: str) -> None:
+        self._registrations.pop(stream_id, None)
+        interest = self._interests.pop(stream_id, None)
+        if interest is not None:
+            await interest.unsubscribe()
+
+    # -- hearing a signal ---------------------------------------------------------------------------------------
+
+    def _on_broadcast(self, message: Incoming) -> None:
+        self._context.spawn(self._answer_broadcast(message), "natsjobs abort signal")
+
+    async def _answer_broadcast(self, message: Incoming) -> None:
+        answer: dict[str, Any]
+        signal = _signal(message.body)
+        if signal is None:
+            answer = {"error": 'an abort names "generation" and "id": {"generation":"…","id":"any text"}'}
+        else:
+            stream_id = self._stream_id_of(message.subject)
+            heard = await self.hear(stream_id, signal["generation"], signal["id"]) if stream_id else 0
+            answer = {"replica": self._context.replica_id, "heard": heard}
+        if message.reply:
+            await self._context.link.bus.publish(message.reply, wire.ascii_json(answer))
+
+    def _stream_id_of(self, subject: str) -> str | None:
+        for stream_id in self._registrations:
+            if self._context.subjects.abort(stream_id) == subject:
+                return stream_id
+        return None
+
+    async def hear(self, stream_id: str, generation: str, signal_id: str) -> int:
+        """Run the callbacks for a signal, once; how many ran."""
+        if signal_id in self._heard:
+            return 0
+        self._heard[signal_id] = None
+        while len(self._heard) > 4096:  # noqa: PLR2004 - signals of the last minutes
+            del self._heard[next(iter(self._heard))]
+        wanted = [r for r in self._registrations.get(stream_id, []) if r.generation in {None, generation}]
+        for registration in wanted:
+            try:
+                result = registration.callback()
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                _log.exception("an on_abort callback of %s failed", stream_id)
+        return len(wanted)
+
+    # -- the owner's side ---------------------------------------------------------------------------------------
+
+    async def answer_owner(self, request: dict[str, Any]) -> dict[str, Any]:
+        """``signal``: run the callbacks. ``abort``: run them, store what is queued, end the generation, report."""
+        stream_id, generation = str(request.get("stream", "")), str(request.get("generation", ""))
+        mine = (stream_id, generation) in self._runs.owned
+        answer: dict[str, Any] = {"replica": self._context.replica_id, "mine": mine}
+        if not mine:
+            return answer
+        answer["heard"] = await self.hear(stream_id, generation, str(request.get("id", "")))
+        if request.get("op") != "abort":
+            return answer
+        live = self._content.live_parts(stream_id)
+        if live and len(carried := msgspec.json.encode(live)) <= _CARRY_BYTES:
+            answer["content"] = msgspec.Raw(carried)
+        if not request.get("defer"):
+            end = End("aborted", EndReason.ABORT, str(request["id"]), msgspec.json.encode(request.get("final")))
+            try:
+                await self._runs.end(stream_id, generation, end)
+            except NatsJobsError as error:
+                answer["failed"] = str(error)
+        else:
+            await self._runs.flush(stream_id, generation)
+        return answer
+
+    # -- the caller's side --------------------------------------------------------------------------------------
+
+    async def signal(self, stream_id: str, generation: str | None) -> bool:
+        """Tell everybody; whether an owner's callbacks have run."""
+        record = await read_record(self._context, stream_id)
+        if record is None:
+            raise JobNotFoundError(stream_id)
+        generation = generation or record.generation
+        signal_id = wire.random_token(16)
+        body = wire.ascii_json({"generation": generation, "id": signal_id})
+        await self._context.link.bus.publish(self._context.subjects.abort(stream_id), body)
+        if record.generation != generation or record.status.is_terminal:
+            return False
+        answer = await self._ask_owner(record, {"op": "signal", "generation": generation, "id": signal_id})
+        return bool(answer and answer.get("heard"))
+
+    async def _ask_owner(self, record: JobRecord, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The owner's answer; ``None``: nobody there, no answer in time, or somebody else's answer (A2)."""
+        owner = record.job.owner
+        if owner is None:
+            return None
+        request = {**request, "stream": record.stream_id}
+        if owner == self._context.replica_id:
+            return await self.answer_owner(request)
+        subject = self._context.subjects.owner(owner)
+        try:
+            reply = await self._context.link.bus.request(
+                subject, msgspec.json.encode(request), timeout=self._context.config.timing.abort
+            )
+            answer = msgspec.json.decode(reply)
+        except (NoRespondersError, NoReplyError, msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if not isinstance(answer, dict) or answer.get("replica") != owner or not answer.get("mine"):  # pyright: ignore[reportUnknownMemberType]
+            return None
+        found: dict[str, Any] = answer
+        return found
+
+    async def abort(self, stream_id: str, generation: str | None, final_event: Any) -> AbortResult:
+        """Stop the run wherever it is; afterwards a terminal record stands."""
+        context = self._context
+        raw = wire.encode_event(final_event, limit=context.config.limits.event_bytes, enc_hook=context.config.enc_hook)
+        record = await read_record(context, stream_id)
+        if record is None:
+            return AbortResult(success=False, reason="not_found")
+        if generation is not None and record.generation != generation:
+            return AbortResult(success=False, reason="replaced", job_data=record.job)
+        generation = record.generation
+        if record.status.is_terminal:
+            return AbortResult(success=False, reason="ended", job_data=record.job)
+        request_id = wire.random_token(16)
+        request: dict[str, Any] = {"op": "abort", "generation": generation, "id": request_id}
+        if len(raw) <= _CARRY_BYTES:
+            request["final"] = msgspec.Raw(raw)
+        else:
+            request["defer"] = True
+        answer = await self._ask_owner(record, request)
+        end = End("aborted", EndReason.ABORT, request_id, raw)
+        try:
+            terminal, ended = await self._runs.end(stream_id, generation, end)
+        except JobClosedError:
+            return AbortResult(success=False, reason="ended", job_data=record.job)
+        if terminal.request != request_id:
+            reason = "replaced" if terminal.reason is EndReason.REPLACED else "ended"
+            return AbortResult(success=False, reason=reason, job_data=(ended or record).job)
+        ended = ended or await mark_ended(context, stream_id, generation, terminal) or record
+        content = await self._content_of(stream_id, generation, answer)
+        return AbortResult(
+            success=True,
+            job_data=ended.job,
+            content=content,
+            final_event=msgspec.json.decode(raw),
+            text=joined_text(content),
+            collected_usage=await self._ledger.claim(stream_id, generation),
+            acknowledged=answer is not None,
+        )
+
+    async def _content_of(self, stream_id: str, generation: str, answer: dict[str, Any] | None) -> list[ContentPart]:
+        if answer and isinstance(parts := answer.get("content"), list):
+            found: list[ContentPart] = parts
+            return found
+        if answer and isinstance(raw := answer.get("content"), msgspec.Raw):
+            found = msgspec.json.decode(raw)
+            return found
+        return await self._content.folded(stream_id, generation)
+
+
+def joined_text(parts: list[ContentPart]) -> str:
+    """All text parts in one string, for token counting."""
+    return "".join(part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str))
+
+
+def _signal(body: bytes) -> dict[str, str] | None:
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    signal: dict[str, Any] = value
+    if not all(isinstance(signal.get(name), str) and signal[name] for name in ("generation", "id")):
+        return None
+    return signal

@@ -1,0 +1,203 @@
+"""Content and run steps of a generation: live objects on this replica, saved steps, and the fold of the log."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from natsjobs.content import ContentFold
+from natsjobs.engine import wire
+from natsjobs.engine.appender import find_terminal, position_after
+from natsjobs.engine.context import Context
+from natsjobs.engine.patience import patiently
+from natsjobs.engine.ports import StreamMissingError
+from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.errors import InvalidArgumentError
+from natsjobs.models import ContentPart, RunStep
+
+_log = logging.getLogger(__name__)
+
+
+class Folded(msgspec.Struct):
+    """What a log holds up to a position."""
+
+    content: list[ContentPart]
+    run_steps: list[RunStep]
+    cursor: wire.Cursor
+
+
+class ContentState:
+    """Reads content and steps; holds the live objects that callers registered."""
+
+    def __init__(self, context: Context) -> None:
+        """Empty."""
+        self._context = context
+        self._graphs: dict[str, Callable[[], object | None]] = {}
+        self._parts: dict[str, list[ContentPart]] = {}
+
+    # -- live objects -------------------------------------------------------------------------------------------
+
+    def set_graph(self, stream_id: str, graph: object) -> None:
+        """Hold it weakly where its type allows that."""
+        try:
+            self._graphs[stream_id] = weakref.ref(graph)
+        except TypeError:
+            self._graphs[stream_id] = lambda: graph
+
+    def set_parts(self, stream_id: str, parts: list[ContentPart]) -> None:
+        """A list that the caller goes on filling."""
+        if not isinstance(parts, list):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgumentError("parts", f"must be a list, not {type(parts).__name__}")
+        self._parts[stream_id] = parts
+
+    def forget(self, stream_id: str) -> None:
+        """A new generation has nothing of the old one's."""
+        self._graphs.pop(stream_id, None)
+        self._parts.pop(stream_id, None)
+
+    def _live(self, stream_id: str, attribute: str) -> list[dict[str, Any]]:
+        """A copy of a live object's list; an attribute that raises counts as absent."""
+        reference = self._graphs.get(stream_id)
+        graph = reference() if reference is not None else None
+        if graph is None:
+            return []
+        try:
+            found = getattr(graph, attribute, None)
+            found = found() if callable(found) else found
+            return [part for part in msgspec.to_builtins(found) if part] if found else []
+        except Exception as error:  # noqa: BLE001 - a disposed graph may raise anything (scenario 33)
+            _log.info("the live graph of %s has no %s: %r; using the log", stream_id, attribute, error)
+            return []
+
+    def live_parts(self, stream_id: str) -> list[ContentPart]:
+        """Content of the live object, empty when there is none."""
+        if parts := self._parts.get(stream_id):
+            return list(msgspec.to_builtins([part for part in parts if part]))
+        return self._live(stream_id, "content_parts")
+
+    def live_steps(self, stream_id: str) -> list[RunStep]:
+        """Run steps of the live object, empty when there are none."""
+        return self._live(stream_id, "run_steps")
+
+    # -- the log ------------------------------------------------------------------------------------------------
+
+    async def folded(self, stream_id: str, generation: str) -> list[ContentPart]:
+        """Content folded from the log, up to the newest event at the leader."""
+        return (await self.fold(stream_id, generation)).content
+
+    async def fold(self, stream_id: str, generation: str) -> Folded:
+        """Content and steps folded from the log, with the cursor behind the last event."""
+        custom = self._context.config.fold
+        steps = ContentFold()
+        values: list[Any] = []
+        cursor = wire.Cursor(generation, 0, 0)
+        async for batch in self._batches(stream_id, generation):
+            for raw in batch.raws:
+                value = msgspec.json.decode(raw)
+                steps.add(value)
+                if custom is not None:
+                    values.append(value)
+            cursor = wire.Cursor(generation, batch.index + len(batch.raws), batch.seq)
+        content = _copy(custom(values)) if custom is not None else steps.parts
+        return Folded(content, steps.run_steps, cursor)
+
+    async def _batches(self, stream_id: str, generation: str) -> AsyncIterator[Batch]:
+        """All events that are in the log now; the leader decides where it ends."""
+        context, events = self._context, self._context.link.events
+        scope = context.subjects.scope(stream_id, generation)
+        replay = Replay(0, 0)
+        while True:
+            seq = replay.seq + 1
+            try:
+                page = await patiently(lambda seq=seq: events.page(scope, seq), limit=context.patience)
+                if not page:
+                    first = await patiently(lambda seq=seq: events.next(scope, seq), limit=context.patience)
+                    page = [first] if first is not None else []
+            except StreamMissingError:
+                page = []
+            if not page:
+                return
+            for message in page:
+                entry = wire.decode(message.body)
+                verdict = replay.feed(message.seq, entry, end=message.subject.endswith(".end"))
+                if isinstance(verdict, Batch):
+                    yield verdict
+                elif verdict in {Verdict.CLEARED, Verdict.GAP} and entry is not None:
+                    # Removed on purpose, or expired: the content begins behind it.
+                    replay = Replay(entry.index, message.seq)
+                    verdict = replay.feed(message.seq, entry, end=message.subject.endswith(".end"))
+                    if isinstance(verdict, Batch):
+                        yield verdict
+                    else:
+                        yield Batch(entry.index, [], message.seq)
+
+    # -- saved steps --------------------------------------------------------------------------------------------
+
+    async def save_steps(self, stream_id: str, generation: str, steps: Sequence[RunStep]) -> None:
+        """Store the whole list."""
+        value = _plain_steps(steps, self._context.config.limits.record_bytes)
+        key = self._context.subjects.record("steps", stream_id, generation)
+        ttl = max(self._context.config.retention.running * 2, self._context.config.retention.finished, 60)
+        await self._context.records.write(key, {"steps": value, "write": wire.random_token()}, expect=None, ttl=ttl)
+
+    async def saved_steps(self, stream_id: str, generation: str) -> list[RunStep]:
+        """The stored list."""
+        slot = await self._context.records.read(self._context.subjects.record("steps", stream_id, generation))
+        found: Any = (slot.value or {}).get("steps")
+        return found if isinstance(found, list) else []
+
+    async def drop_steps(self, stream_id: str, generation: str) -> None:
+        """Remove the stored list."""
+        key = self._context.subjects.record("steps", stream_id, generation)
+        if (await self._context.records.read(key)).value is not None:
+            await self._context.records.remove(key, expect=None)
+
+    # -- removal ------------------------------------------------------------------------------------------------
+
+    async def clear(self, stream_id: str, generation: str) -> bool:
+        """Replace the events of a log that has ended by a tombstone; False: it has not ended, its writer has to."""
+        context = self._context
+        newest = await patiently(
+            lambda: context.link.events.last(context.subjects.scope(stream_id, generation)), limit=context.patience
+        )
+        if newest is None:
+            return True
+        end = context.subjects.end(stream_id, generation)
+        if await find_terminal(context.link, end, newest) is None:
+            return position_after(newest, 0) is None
+        await context.link.events.append(
+            context.subjects.log(stream_id, generation),
+            wire.tombstone_body("gone", 0, wire.random_token()),
+            expect=newest.seq,
+            scope=context.subjects.scope(stream_id, generation),
+            ttl=3600,
+            rollup=True,
+        )
+        return True
+
+
+def _copy(parts: Iterable[ContentPart]) -> list[ContentPart]:
+    return list(msgspec.to_builtins(list(parts)))
+
+
+def _plain_steps(steps: Sequence[RunStep], limit: int) -> list[Any]:
+    if isinstance(steps, str | bytes) or not isinstance(steps, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgumentError("steps", f"must be a list of run steps, not {type(steps).__name__}")
+    raw = wire.encode_event(list(steps), limit=limit)
+    plain: list[Any] = msgspec.json.decode(raw)
+    if not all(isinstance(step, dict) for step in plain):
+        raise InvalidArgumentError("steps", "every run step must be a JSON object")
+    return plain
+
+
+def merge_steps(saved: list[RunStep], folded: list[RunStep]) -> list[RunStep]:
+    """Both lists by id: the log's entry wins, in order of first appearance (scenario 77)."""
+    by_id: dict[Any, RunStep] = {}
+    for number, step in enumerate([*saved, *folded]):
+        step_id = step.get("id")
+        by_id[step_id if isinstance(step_id, str) else ("unnamed", number)] = step
+    return list(by_id.values())

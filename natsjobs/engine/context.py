@@ -1,0 +1,48 @@
+"""What every part of one replica shares: its connection, names, settings, bucket and background tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from natsjobs.config import Config
+from natsjobs.engine import wire
+from natsjobs.engine.ports import Link
+from natsjobs.engine.records import Records
+from natsjobs.engine.subjects import Subjects, check_id
+from natsjobs.tasks import Tasks
+
+_log = logging.getLogger(__name__)
+
+
+class Context:
+    """One replica's common ground. Holds no protocol state."""
+
+    def __init__(self, link: Link, config: Config, *, namespace: str | None = None) -> None:
+        """No I/O. The replica id is random: a restarted process is another owner (A4)."""
+        self.link = link
+        self.config = config
+        self.subjects = Subjects(namespace or config.namespace)
+        self.replica_id = f"r{wire.random_token(12)}"
+        # A read survives an election (5-8 s); a write is tried for as long as a producer may wait.
+        self.patience = 2 * config.timing.request
+        self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
+        self.tasks = Tasks()
+        self.on_terminal: Callable[[str, str, wire.Terminal], None] = lambda *_: None
+
+    def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run something in the background; dropped when the replica is already closed."""
+        try:
+            self.tasks.spawn(coro, name)
+        except RuntimeError:
+            _log.debug("not started, already closed: %s", name)
+
+    def check_id(self, value: object, field: str) -> str:
+        """An id that can be one. Raises InvalidIdError otherwise."""
+        return check_id(value, field, self.config.limits.id_bytes)
+
+    async def renew_tasks(self) -> None:
+        """End all background tasks, and allow new ones."""
+        await self.tasks.close()
+        self.tasks = Tasks()

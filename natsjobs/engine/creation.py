@@ -1,0 +1,240 @@
+"""How a generation begins and how a job is removed: the two operations that change which log a record names.
+
+Begin: end the running predecessor, append the open record of the new log, register the run, then change the record by
+compare-and-set (A6: log first, record second, so that a crash in between leaves an orphan that a sweep can see, never
+a record that refers to nothing). Remove: end it, then record, index, steps, then tombstone the log (A10).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.appender import End, Position
+from natsjobs.engine.content_state import ContentState
+from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import (
+    MARKER_TTL,
+    JobRecord,
+    drop_active,
+    job_key,
+    merge,
+    put_active,
+    read_record,
+    record_of,
+    running_ttl,
+)
+from natsjobs.engine.ledger import Ledger
+from natsjobs.engine.patience import Backoff, patiently
+from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
+from natsjobs.engine.records import ConflictError, Slot
+from natsjobs.engine.runs import Runs
+from natsjobs.errors import JobClosedError, JobRunningError, NatsJobsError, UnavailableError
+from natsjobs.interfaces import IfRunning
+from natsjobs.models import EndReason, Job
+
+_log = logging.getLogger(__name__)
+
+_TOMBSTONE_TTL = 3600.0
+
+
+class Creation:
+    """Creates and removes jobs for one replica."""
+
+    def __init__(self, context: Context, runs: Runs, content: ContentState, ledger: Ledger) -> None:
+        """No state of its own."""
+        self._context, self._runs, self._content, self._ledger = context, runs, content, ledger
+
+    # -- begin --------------------------------------------------------------------------------------------------
+
+    async def create(self, fixed: Mapping[str, Any], fields: Mapping[str, Any], if_running: IfRunning) -> Job:
+        """Make a new generation. ``fixed``: ids, in wire form; ``fields``: checked fields, in wire form."""
+        context, stream_id = self._context, str(fixed["streamId"])
+        merge({}, {**fixed, **fields}, limit=context.config.limits.record_bytes)  # before anything is sent
+        while True:
+            slot = await context.records.read(job_key(context, stream_id))
+            previous = record_of(slot)
+            if previous is not None and not previous.status.is_terminal:
+                if if_running == "reject" and not await self._has_ended(previous):
+                    raise JobRunningError(previous.job)
+                await self._replace(previous)
+                slot = await context.records.read(job_key(context, stream_id))
+                previous = record_of(slot)
+                if previous is not None and not previous.status.is_terminal:
+                    continue  # yet another create came between
+            job = await self._begin(slot, previous, fixed, fields)
+            if job is not None:
+                self._content.forget(stream_id)
+                self._ledger.forget(stream_id)
+                await self._index(job)
+                return job
+
+    async def _has_ended(self, record: JobRecord) -> bool:
+        """Whether the log of a job that the record calls running has its end already."""
+        subject = self._context.subjects.end(record.stream_id, record.generation)
+        newest = await patiently(lambda: self._context.link.events.last(subject), limit=self._context.patience)
+        entry = wire.decode(newest.body) if newest is not None else None
+        return entry is not None and entry.type in wire.TERMINAL
+
+    async def _replace(self, previous: JobRecord) -> None:
+        end = End("aborted", EndReason.REPLACED, wire.random_token(), b"null")
+        try:
+            await self._runs.end(previous.stream_id, previous.generation, end)
+        except JobClosedError:
+            # Its log is gone: nobody reads it, nobody can write to it; only the record still says "running".
+            from natsjobs.engine.jobs import mark_ended
+
+            gone = wire.Terminal(wire.EventType("aborted"), 0, 0, "", EndReason.REPLACED, None, b"null")
+            await mark_ended(self._context, previous.stream_id, previous.generation, gone)
+
+    async def _begin(
+        self, slot: Slot, previous: JobRecord | None, fixed: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> Job | None:
+        """Open the log, own the run, change the record; ``None``: another create changed the record first."""
+        context, stream_id = self._context, str(fixed["streamId"])
+        before = previous.job.created_at if previous else int((slot.left or {}).get("createdAt", 0))
+        created_at = max(int(time.time() * 1000), before + 1)
+        generation = wire.generation_id(created_at)
+        data = merge(
+            {},
+            {
+                "status": "running",
+                "streamId": stream_id,
+                "generation": generation,
+                "userId": fixed["userId"],
+                "owner": context.replica_id,
+                "createdAt": created_at,
+                "lastActiveAt": created_at,
+                **fixed,
+                **fields,
+            },
+            limit=context.config.limits.record_bytes,
+        )
+        job = msgspec.convert(data, Job)
+        seq = await self._open_log(stream_id, generation)
+        self._runs.own(job, Position(seq, 0))
+        try:
+            await context.records.write(slot.key, data, expect=slot.revision, ttl=running_ttl(context))
+        except BaseException as error:
+            self._runs.disown(stream_id, generation)
+            await self._give_up(job, error)
+            if isinstance(error, ConflictError):
+                return None
+            raise
+        return job
+
+    async def _open_log(self, stream_id: str, generation: str) -> int:
+        context, writer = self._context, wire.random_token()
+        body = wire.open_body(context.replica_id, writer)
+        subject, scope = context.subjects.log(stream_id, generation), context.subjects.scope(stream_id, generation)
+        backoff = Backoff(context.config.timing.give_up)
+        while True:
+            try:
+                return await context.link.events.append(subject, body, expect=0, scope=scope)
+            except WrongSequenceError as refusal:
+                # The generation id is random: whatever is there is our own open record, or still in flight.
+                if refusal.last:
+                    return refusal.last
+            except StreamMissingError as error:
+                if backoff.expired:
+                    raise UnavailableError(f"the events stream does not exist: {error}") from None
+            except UnavailableError as error:
+                if backoff.expired or isinstance(error, type(None)):
+                    raise
+                if type(error) is not UnavailableError:
+                    raise
+            await backoff.pause()
+
+    async def _give_up(self, job: Job, error: BaseException) -> None:
+        """A create that failed or was cancelled leaves no running job."""
+        if isinstance(error, ConflictError):
+            self._context.spawn(self._remove_quietly(job), "natsjobs orphan")
+            return
+        self._context.spawn(self._undo(job), "natsjobs undo create")
+
+    async def _remove_quietly(self, job: Job) -> None:
+        try:
+            await remove_log(self._context, job.stream_id, job.generation)
+        except NatsJobsError as error:
+            _log.info("the log of a create that lost stays until the next sweep: %s", error)
+
+    async def _undo(self, job: Job) -> None:
+        """The record may have been written without our knowing."""
+        end = End("error", EndReason.CANCELLED, wire.random_token(), b'"the job was not started"')
+        try:
+            await self._runs.end(job.stream_id, job.generation, end)
+        except NatsJobsError as error:
+            _log.info("a create that failed left generation %s; the next sweep ends it: %s", job.generation, error)
+
+    async def _index(self, job: Job) -> None:
+        try:
+            await put_active(self._context, job)
+        except BaseException:
+            await self._give_up(job, RuntimeError())
+            raise
+
+    # -- remove -------------------------------------------------------------------------------------------------
+
+    async def delete(self, stream_id: str, generation: str | None) -> bool:
+        """Remove a job and everything of it but its unclaimed usage."""
+        context = self._context
+        while True:
+            record = await read_record(context, stream_id)
+            if record is None or (generation is not None and record.generation != generation):
+                return False
+            generation = record.generation
+            if not record.status.is_terminal:
+                end = End("aborted", EndReason.DELETED, wire.random_token(), b"null")
+                try:
+                    _, ended = await self._runs.end(stream_id, generation, end)
+                except JobClosedError:
+                    ended = None
+                record = ended or await read_record(context, stream_id)
+                if record is None or record.generation != generation:
+                    return False
+            await drop_active(context, record)
+            try:
+                await context.records.remove(
+                    job_key(context, stream_id),
+                    expect=record.revision,
+                    left={"createdAt": record.job.created_at},
+                    ttl=MARKER_TTL,
+                )
+            except ConflictError:
+                continue
+            break
+        self._content.forget(stream_id)
+        self._ledger.forget(stream_id)
+        await self._content.drop_steps(stream_id, generation)
+        await remove_log(context, stream_id, generation, keep_end=True)
+        return True
+
+
+async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> bool:
+    """Replace a log by a tombstone that goes by itself (A10); False: there is none.
+
+    ``keep_end`` leaves the terminal record for readers that are just being told of it; the sweep takes it later.
+    """
+    subjects, events = context.subjects, context.link.events
+    scope = subjects.scope(stream_id, generation)
+    gone = wire.tombstone_body("gone", 0, wire.random_token())
+    for subject in (subjects.log(stream_id, generation), subjects.end(stream_id, generation)):
+        if keep_end and subject.endswith(".end"):
+            break
+        while True:
+            there = await patiently(lambda subject=subject: events.last(subject), limit=context.patience)
+            newest = await patiently(lambda: events.last(scope), limit=context.patience)
+            entry = wire.decode(there.body) if there is not None else None
+            if newest is None or there is None or (entry is not None and entry.type == "gone"):
+                break
+            try:
+                await events.append(subject, gone, expect=newest.seq, scope=scope, ttl=_TOMBSTONE_TTL, rollup=True)
+            except WrongSequenceError:
+                continue
+            break
+    return True

@@ -1,0 +1,116 @@
+"""Token usage: recorded per model call, kept until claimed, each entry handed out exactly once.
+
+One bucket key per entry, ``usage.{stream_id}.{generation}.{entry}``, so recording never contends and outlives the
+owner, the job and its replacement. A claim is a compare-and-set from the entry to ``{"claimed": token}``: of any
+number of claimers one wins, and its own retry after a lost acknowledgement recognises the token. A claimer that dies
+after its claim loses the entry: at most once, on purpose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.context import Context
+from natsjobs.engine.records import ConflictError, Slot
+from natsjobs.errors import InvalidArgumentError
+from natsjobs.models import UsageMetadata, to_dict
+from natsjobs.usage import usage_from
+
+_CLAIM_TTL = 3600.0
+_AT_ONCE = 32
+
+
+class Ledger:
+    """Records and claims usage entries; also the lists that model callbacks append to on this replica."""
+
+    def __init__(self, context: Context) -> None:
+        """Empty."""
+        self._context = context
+        self._lists: dict[str, list[Any]] = {}
+        self._recorded: dict[str, list[Any]] = {}  # entries of a list that were recorded; held, so ids stay unique
+
+    # -- entries ------------------------------------------------------------------------------------------------
+
+    async def record(self, stream_id: str, generation: str, usage: UsageMetadata | Mapping[str, Any]) -> None:
+        """Store one entry, durable when it returns."""
+        entry = usage_from(usage)
+        entry_id = wire.random_token(16)
+        value = {**to_dict(entry), "id": entry_id}
+        key = self._context.subjects.record("usage", stream_id, generation, entry_id)
+        try:
+            wire.ascii_json(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError("usage", f"has no JSON form: {error}") from None
+        await self._context.records.write(key, value, expect=0, ttl=self._context.config.retention.usage)
+
+    async def unclaimed(self, stream_id: str, generation: str) -> list[UsageMetadata]:
+        """What nobody has claimed."""
+        return [_entry(slot) for slot in await self._slots(stream_id, generation)]
+
+    async def claim(self, stream_id: str, generation: str) -> list[UsageMetadata]:
+        """Take every unclaimed entry that no other claimer takes first."""
+        token = wire.random_token(16)
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def take(slot: Slot) -> UsageMetadata | None:
+            async with gate:
+                try:
+                    await self._context.records.write(
+                        slot.key, {"claimed": token}, expect=slot.revision, ttl=_CLAIM_TTL
+                    )
+                except ConflictError:
+                    return None
+                return _entry(slot)
+
+        taken = await asyncio.gather(*(take(slot) for slot in await self._slots(stream_id, generation)))
+        return [entry for entry in taken if entry is not None]
+
+    async def _slots(self, stream_id: str, generation: str) -> list[Slot]:
+        slots = await self._context.records.list(self._context.subjects.records("usage", stream_id, generation))
+        return [slot for slot in slots if slot.value is not None and "claimed" not in slot.value]
+
+    # -- local lists --------------------------------------------------------------------------------------------
+
+    def watch(self, stream_id: str, usage: list[Any]) -> None:
+        """Record what this list holds at the next flush, end or abort."""
+        if not isinstance(usage, list):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgumentError("usage", f"must be a list, not {type(usage).__name__}")
+        self._lists[stream_id] = usage
+        self._recorded[stream_id] = []
+
+    def forget(self, stream_id: str) -> None:
+        """The generation of the list is over and recorded."""
+        self._lists.pop(stream_id, None)
+        self._recorded.pop(stream_id, None)
+
+    def listed(self, stream_id: str) -> list[UsageMetadata]:
+        """Entries of the local list that are not recorded yet."""
+        return [usage_from(entry) for entry in self._new(stream_id)]
+
+    def _new(self, stream_id: str) -> list[Any]:
+        listed = self._lists.get(stream_id)
+        if not listed:
+            return []
+        known = {id(entry) for entry in self._recorded[stream_id]}
+        return [entry for entry in listed if entry is not None and id(entry) not in known]
+
+    async def record_listed(self, stream_id: str, generation: str) -> None:
+        """Record the new entries of the local list, each once."""
+        for entry in self._new(stream_id):
+            self._recorded[stream_id].append(entry)  # first, so that a second caller does not record it too
+            try:
+                await self.record(stream_id, generation, entry)
+            except BaseException:
+                self._recorded[stream_id].remove(entry)
+                raise
+
+
+def _entry(slot: Slot) -> UsageMetadata:
+    value = dict(slot.value or {})
+    known = {name: value.pop(name) for name in UsageMetadata.__struct_fields__ if name in value and name != "extra"}
+    return msgspec.convert({**known, "extra": value}, UsageMetadata)

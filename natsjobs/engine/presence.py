@@ -1,0 +1,266 @@
+"""Presence: how many subscribers a stream id has, on this replica and on all of them.
+
+A replica with local subscribers has interest on ``{ns}.presence.{stream_id}`` and answers its count; a replica without
+has none, so nobody there is an answer at once, and a crashed replica stops counting without a message (promise 12).
+Joins and leaves are published on ``{ns}.joined.{stream_id}``, apart from the questions: whoever listens for them must
+not look like a subscriber (B1). "All left" is never early: no responders twice, half a second apart, and no join
+since; silence is "unknown", and zero only after three unanswered questions over a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.context import Context
+from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
+from natsjobs.interfaces import Callback
+from natsjobs.tasks import Tasks
+
+_log = logging.getLogger(__name__)
+
+_COLLECT = 0.25
+_CONFIRM = 0.5
+
+
+class Presence:
+    """Local subscribers of one transport, counted; and the questions to the others."""
+
+    def __init__(self, context: Context) -> None:
+        """Empty."""
+        self._context = context
+        self._name = wire.random_token(12)
+        self._counts: dict[str, int] = {}
+        self._interests: dict[str, Interest] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._watches: dict[str, _Watch] = {}
+        self._others: dict[str, set[str]] = {}
+
+    def count(self, stream_id: str) -> int:
+        """Subscribers here."""
+        return self._counts.get(stream_id, 0)
+
+    def stream_ids(self) -> set[str]:
+        """Stream ids with subscribers or callbacks here."""
+        return set(self._counts) | set(self._watches)
+
+    async def join(self, stream_id: str) -> None:
+        """One more subscriber; when this returns every replica that asks can find it."""
+        self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
+        async with self._locks.setdefault(stream_id, asyncio.Lock()):
+            if stream_id not in self._interests and stream_id in self._counts:
+                subject = self._context.subjects.presence(stream_id)
+
+                def answer(message: Incoming) -> None:
+                    self._answer(stream_id, message)
+
+                self._interests[stream_id] = await self._context.link.bus.subscribe(subject, answer)
+        await self._announce(stream_id, "join")
+
+    async def leave(self, stream_id: str) -> None:
+        """One less."""
+        left = self._counts.get(stream_id, 0) - 1
+        if left > 0:
+            self._counts[stream_id] = left
+        else:
+            self._counts.pop(stream_id, None)
+            async with self._locks.setdefault(stream_id, asyncio.Lock()):
+                if stream_id not in self._counts:
+                    interest = self._interests.pop(stream_id, None)
+                    if interest is not None:
+                        await interest.unsubscribe()
+                    self._locks.pop(stream_id, None)
+        await self._announce(stream_id, "leave")
+
+    async def _announce(self, stream_id: str, what: str) -> None:
+        body = wire.ascii_json({"event": what, "replica": self._name, "count": self.count(stream_id)})
+        await self._context.link.bus.publish(self._context.subjects.joined(stream_id), body)
+
+    def _answer(self, stream_id: str, message: Incoming) -> None:
+        count = self.count(stream_id)
+        if message.reply and count:
+            body = wire.ascii_json({"replica": self._name, "count": count})
+            self._context.spawn(self._context.link.bus.publish(message.reply, body), "natsjobs presence")
+
+    # -- asking -------------------------------------------------------------------------------------------------
+
+    async def ask(self, stream_id: str) -> int | None:
+        """Subscribers on all replicas; ``None``: somebody is there, but nobody answered."""
+        expected = self._others.get(stream_id, set())
+
+        def enough(answers: list[bytes]) -> bool:
+            return bool(expected) and expected <= _counts(answers).keys()
+
+        subject = self._context.subjects.presence(stream_id)
+        try:
+            answers = await self._context.link.bus.gather(subject, b"{}", timeout=_COLLECT, enough=enough)
+        except NoRespondersError:
+            self._others.pop(stream_id, None)
+            return 0
+        except NoReplyError:
+            return None
+        counts = _counts(answers)
+        self._others[stream_id] = set(counts)
+        while len(self._others) > 4096:  # noqa: PLR2004 - only a hint for the next question
+            del self._others[next(iter(self._others))]
+        return sum(counts.values()) if counts else None
+
+    async def count_all(self, stream_id: str) -> int:
+        """As ``ask``; an unknown number of others counts as none."""
+        return max(await self.ask(stream_id) or 0, self.count(stream_id))
+
+    # -- all left -----------------------------------------------------------------------------------------------
+
+    async def on_all_left(self, stream_id: str, callback: Callback) -> LeftRegistration:
+        """Call back at the end of every cycle of at least one subscriber."""
+        watch = self._watches.get(stream_id)
+        if watch is None:
+            watch = self._watches[stream_id] = _Watch(self._context, self, stream_id)
+        registration = LeftRegistration(self, stream_id, callback)
+        watch.registrations.append(registration)
+        await watch.open()
+        return registration
+
+    async def remove(self, registration: LeftRegistration) -> None:
+        """Drop one callback; idempotent."""
+        watch = self._watches.get(registration.stream_id)
+        if watch is None or registration not in watch.registrations:
+            return
+        watch.registrations.remove(registration)
+        if not watch.registrations:
+            del self._watches[registration.stream_id]
+            await watch.close()
+
+    async def close(self, stream_id: str | None = None) -> None:
+        """Drop interest and callbacks of one stream id, or of all."""
+        for name in [stream_id] if stream_id is not None else [*self._watches, *self._counts]:
+            watch = self._watches.pop(name, None)
+            if watch is not None:
+                await watch.close()
+            interest = self._interests.pop(name, None)
+            if interest is not None:
+                await interest.unsubscribe()
+            if self._counts.pop(name, None):
+                await self._announce(name, "leave")
+            self._others.pop(name, None)
+            self._locks.pop(name, None)
+
+
+class LeftRegistration:
+    """Implements ``natsjobs.interfaces.Registration``."""
+
+    def __init__(self, presence: Presence, stream_id: str, callback: Callback) -> None:
+        self._presence, self.stream_id, self.callback = presence, stream_id, callback
+
+    async def dispose(self) -> None:
+        """Remove just this callback."""
+        await self._presence.remove(self)
+
+
+class _Watch:
+    """Follows joins and leaves of one stream id until the last callback is gone."""
+
+    def __init__(self, context: Context, presence: Presence, stream_id: str) -> None:
+        self.registrations: list[LeftRegistration] = []
+        self._context, self._presence, self._stream_id = context, presence, stream_id
+        self._interest: Interest | None = None
+        self._forget: Callable[[], None] | None = None
+        self._lock = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._joins = 0
+        self._occupied = False
+        self._tasks = Tasks()
+
+    async def open(self) -> None:
+        async with self._lock:
+            if self._interest is not None:
+                return
+            subject = self._context.subjects.joined(self._stream_id)
+            self._interest = await self._context.link.bus.subscribe(subject, self._on_change)
+            self._forget = self._context.link.on_reconnect(self._news.set)
+            self._occupied = bool(await self._presence.ask(self._stream_id)) or self._occupied
+            self._tasks.spawn(self._follow(), name=f"natsjobs presence {self._stream_id}")
+
+    async def close(self) -> None:
+        if self._forget is not None:
+            self._forget()
+        interest, self._interest = self._interest, None
+        if interest is not None:
+            await interest.unsubscribe()
+        await self._tasks.close()
+
+    def _on_change(self, message: Incoming) -> None:
+        try:
+            joined = msgspec.json.decode(message.body, type=_Change).event == "join"
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if joined:
+            self._joins += 1
+            self._occupied = True
+        self._news.set()
+
+    async def _follow(self) -> None:
+        """Look after every change, and now and then: a replica that died says nothing."""
+        poll = self._context.config.timing.lease / 2
+        while True:
+            try:
+                async with asyncio.timeout(poll if self._occupied else None):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            self._news.clear()
+            if self._occupied and await self._all_left():
+                self._occupied = False
+                await self._fire()
+            elif not self._occupied:
+                self._occupied = bool(await self._presence.ask(self._stream_id))
+
+    async def _all_left(self) -> bool:
+        joins, silent = self._joins, 0
+        lease = self._context.config.timing.lease
+        answers: list[int | None] = []
+        while True:
+            if self._presence.count(self._stream_id):
+                return False
+            count = await self._presence.ask(self._stream_id)
+            answers.append(count)
+            if count or self._joins != joins or self._context.link.connected_since is None:
+                return False
+            silent = silent + 1 if count is None else 0
+            if answers[-2:] == [0, 0] or silent >= 3:  # noqa: PLR2004 - the numbers of B1
+                return self._joins == joins
+            await asyncio.sleep(_CONFIRM if count == 0 else lease / 2)
+
+    async def _fire(self) -> None:
+        for registration in list(self.registrations):
+            try:
+                result = registration.callback()
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                _log.exception("an on_all_subscribers_left callback of %s failed", self._stream_id)
+
+
+class _Change(msgspec.Struct):
+    event: str
+
+
+class _Count(msgspec.Struct):
+    replica: str
+    count: int
+
+
+def _counts(answers: list[bytes]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for answer in answers:
+        try:
+            found = msgspec.json.decode(answer, type=_Count)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        counts[found.replica] = max(found.count, 0)
+    return counts

@@ -1,0 +1,304 @@
+"""``LogReader``: one viewer's way through a generation, and on to the next one if it follows.
+
+Owns only a position. It takes from the shared window when its next event is there and reads pages of the log when it
+is not, so joining late, lagging and reconnecting are the same thing. Guarantees: every event after the cursor
+exactly once, in index order, then exactly one terminal record; the position moves only when an event is handed out,
+so a cancelled ``__anext__`` loses nothing; what cannot be read any more is an error, never a gap (promises 1, 7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from natsjobs.engine import wire
+from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import JobRecord, read_record
+from natsjobs.engine.patience import patiently
+from natsjobs.engine.ports import StreamMissingError
+from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.engine.tail import Tail
+from natsjobs.engine.tails import Tails
+from natsjobs.engine.turns import Turns
+from natsjobs.errors import (
+    GenerationReplacedError,
+    HistoryLostError,
+    InvalidCursorError,
+    JobNotFoundError,
+    NotOpenError,
+    UnavailableError,
+)
+from natsjobs.models import EventType, Job, StreamEvent
+
+_PROOFS = 4
+
+
+class LogReader:
+    """Implements ``natsjobs.interfaces.EventReader``; made by ``EventTransport.read``."""
+
+    def __init__(self, context: Context, tails: Tails, stream_id: str, *, follow: bool) -> None:
+        """Nothing happens before one of the ``start_`` methods."""
+        self._context, self._tails, self._stream_id, self._follow = context, tails, stream_id, follow
+        self._turns: Turns | None = None
+        self._record: JobRecord | None = None
+        self._tail: Tail | None = None
+        self._generation = ""
+        self._closed = False
+        self._ended = False
+        self._cursor: str | None = None
+        self._given: str | None = None  # the generation that was read to its end, while the next has not been entered
+        self._position = 0
+        self._seq = 0
+        self._batch: Batch | None = None
+        self._ahead: deque[Batch] = deque()
+        self._replay: Replay | None = None
+        self._doubts = 0
+
+    # -- entering -----------------------------------------------------------------------------------------------
+
+    async def start_at(self, after: str | None, generation: str | None, wait: float) -> None:
+        """Attach at a cursor. Raises what ``JobManager.subscribe`` documents."""
+        cursor = wire.Cursor.parse(after) if after is not None else None
+        if self._follow or wait > 0:
+            self._turns = Turns(self._context, self._stream_id)
+            await self._turns.open()
+        record = await read_record(self._context, self._stream_id)
+        if record is None and wait > 0 and self._turns is not None:
+            record = await self._turns.wait(after=None, timeout=wait)
+        if record is None:
+            if cursor is not None:
+                raise HistoryLostError(self._stream_id, "the job of this cursor has expired or was deleted")
+            raise JobNotFoundError(self._stream_id)
+        self._record = record
+        wanted = generation or (cursor.generation if cursor else record.generation)
+        other = wanted != record.generation or (cursor is not None and cursor.generation != wanted)
+        if other and (not self._follow or (cursor is not None and cursor.generation != wanted)):
+            raise GenerationReplacedError(self._stream_id, record.generation)
+        self._position, self._seq = (cursor.position, cursor.hint) if cursor else (0, 0)
+        self._enter(await self._tails.enter(self._stream_id, wanted))
+        await self._check_start(cursor)
+
+    def _enter(self, tail: Tail) -> None:
+        self._tail, self._generation = tail, tail.generation
+        self._batch, self._replay, self._doubts = None, None, 0
+        self._ahead.clear()
+
+    async def _check_start(self, cursor: wire.Cursor | None) -> None:
+        """Find out on entering, not later, whether the next events are still there."""
+        tail = self._open_tail
+        if tail.terminal is not None and self._position == tail.terminal.index + 1:
+            self._given = self._generation
+            self._cursor = str(cursor)
+            self._ended = not self._follow
+            return
+        if self._position > tail.next:
+            raise HistoryLostError(self._stream_id, "the log ends before this cursor")
+        while self._position < tail.start and not self._ahead:
+            await self._read_page()
+
+    @property
+    def _open_tail(self) -> Tail:
+        assert self._tail is not None
+        return self._tail
+
+    async def start_live(self) -> None:
+        """Attach at the newest position of the newest generation, or wait for the first one."""
+        self._turns = Turns(self._context, self._stream_id)
+        await self._turns.open()
+        record = await read_record(self._context, self._stream_id)
+        self._record = record
+        if record is None:
+            return
+        try:
+            tail = await self._tails.enter(self._stream_id, record.generation)
+        except HistoryLostError:
+            self._given = record.generation  # nothing left of it: wait for the next turn
+            return
+        self._enter(tail)
+        self._position, self._seq = tail.next, tail.seq
+        if tail.terminal is not None or record.status.is_terminal:
+            self._given = record.generation
+
+    # -- what people use ----------------------------------------------------------------------------------------
+
+    @property
+    def job(self) -> Job:
+        """The job of the generation being read."""
+        if self._record is None:
+            raise NotOpenError("no job yet: this reader waits for the first generation")
+        return self._record.job
+
+    @property
+    def cursor(self) -> str | None:
+        """The cursor of the event given last."""
+        return self._cursor
+
+    def __aiter__(self) -> LogReader:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        batch = self._batch
+        if batch is not None and not self._closed and self._position < batch.index + len(batch.raws):
+            return self._give(batch)
+        while True:
+            if self._closed:
+                raise NotOpenError("this reader was closed; subscribe again, after its cursor")
+            if self._ended:
+                raise StopAsyncIteration
+            if self._record is None or self._given is not None:
+                await self._next_turn()
+                continue
+            if (event := await self._step()) is not None:
+                return event
+
+    async def _step(self) -> StreamEvent | None:
+        """One event, or ``None`` after something has changed."""
+        tail = self._open_tail
+        batch = tail.take(self._position)
+        if batch is None and self._ahead:
+            batch = self._ahead.popleft()
+            if not batch.index <= self._position < batch.index + len(batch.raws):
+                return None
+        if batch is not None:
+            self._replay = None if self._position >= tail.start else self._replay
+            return self._give(batch)
+        terminal = tail.terminal
+        if terminal is not None and self._position >= terminal.index:
+            return self._give_end(terminal)
+        if tail.lost is not None:
+            await self._raise_lost()
+        if self._position < tail.next:
+            await self._read_page()
+        else:
+            await tail.changed()
+        return None
+
+    def _give(self, batch: Batch) -> StreamEvent:
+        offset = self._position - batch.index
+        self._position += 1
+        self._seq = batch.seq
+        self._batch = batch
+        self._cursor = cursor = f"{self._generation}-{self._position:010d}-{batch.seq}"
+        return StreamEvent(
+            type=batch.type,
+            index=self._position - 1,
+            cursor=cursor,
+            generation=self._generation,
+            raw=bytes(batch.raws[offset]),
+        )
+
+    def _give_end(self, terminal: wire.Terminal) -> StreamEvent:
+        self._given = self._generation
+        self._ended = not self._follow
+        self._position = terminal.index + 1
+        event = end_event(self._generation, terminal)
+        self._cursor = event.cursor
+        return event
+
+    # -- reading the log ----------------------------------------------------------------------------------------
+
+    async def _read_page(self) -> None:
+        """Bring the batches that follow the position, from the log, into ``_ahead``."""
+        events, scope = self._context.link.events, self._context.subjects.scope(self._stream_id, self._generation)
+        replay = self._replay
+        if replay is None or replay.next != self._position:
+            replay = self._replay = Replay(self._position, max(self._seq - 1, 0))
+        try:
+            page = await patiently(lambda: events.page(scope, replay.seq + 1), limit=self._context.patience)
+            if not page:  # a replica that lags, or an end: the leader decides
+                first = await patiently(lambda: events.next(scope, replay.seq + 1), limit=self._context.patience)
+                page = [first] if first is not None else []
+        except StreamMissingError:
+            page = []
+        if not page:
+            await self._doubt("the log ends before the events that come next")
+            return
+        for message in page:
+            entry = wire.decode(message.body)
+            verdict = replay.feed(message.seq, entry, end=message.subject.endswith(".end"))
+            if isinstance(verdict, Batch):
+                self._ahead.append(verdict)
+                self._doubts = 0
+            elif verdict is Verdict.GONE:
+                raise HistoryLostError(self._stream_id, "its log was removed")
+            elif verdict in {Verdict.GAP, Verdict.CLEARED}:
+                if self._ahead:
+                    return  # hand out what is there first
+                await self._doubt("the events that come next are not in the log any more")
+                return
+
+    async def _doubt(self, detail: str) -> None:
+        """The log does not have what comes next: once the hint was wrong, then a read was old, then it is lost."""
+        self._doubts += 1
+        self._replay, self._seq = None, 0
+        if self._doubts >= _PROOFS:
+            raise HistoryLostError(self._stream_id, detail)
+        if self._doubts > 1:
+            await asyncio.sleep(0.05 * 4**self._doubts)
+
+    async def _raise_lost(self) -> None:
+        lost = self._open_tail.lost
+        try:
+            record = await read_record(self._context, self._stream_id)
+        except UnavailableError:
+            record = None
+        if record is not None and record.generation != self._generation:
+            raise GenerationReplacedError(self._stream_id, record.generation)
+        raise HistoryLostError(self._stream_id, "the log is gone") from lost
+
+    # -- the next generation ------------------------------------------------------------------------------------
+
+    async def _next_turn(self) -> None:
+        """Wait for a generation after the one that was read to its end, and enter it at its start."""
+        assert self._turns is not None
+        record = await self._turns.wait(after=self._given)
+        if record is None:
+            return
+        generation = await self._oldest_after(self._given, record.generation)
+        try:
+            tail = await self._tails.enter(self._stream_id, generation)
+        except HistoryLostError:
+            self._given, self._record = generation, record
+            return
+        previous, self._record = self._tail, record
+        self._enter(tail)
+        self._given, self._position, self._seq = None, 0, 0
+        if previous is not None:
+            await self._tails.leave(previous)
+
+    async def _oldest_after(self, given: str | None, newest: str) -> str:
+        """The generation that follows ``given``: several may have begun meanwhile, and their ids sort."""
+        if given is None:
+            return newest
+        subjects = self._context.subjects
+        found = await patiently(
+            lambda: self._context.link.events.subjects(subjects.all_generations(self._stream_id)),
+            limit=self._context.patience,
+        )
+        names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) is not None}
+        between = sorted(name for name in names if given < name < newest)
+        return between[0] if between else newest
+
+    async def close(self) -> None:
+        """Release everything at once; a pending ``__anext__`` raises NotOpenError."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._turns is not None:
+            await self._turns.close()
+        tail, self._tail = self._tail, None
+        if tail is not None:
+            tail.wake()
+            await self._tails.leave(tail)
+
+
+def end_event(generation: str, terminal: wire.Terminal) -> StreamEvent:
+    """A terminal record as readers get it."""
+    return StreamEvent(
+        type=EventType(terminal.type),
+        index=terminal.index,
+        cursor=str(wire.Cursor(generation, terminal.index + 1, terminal.seq)),
+        generation=generation,
+        raw=terminal.raw,
+        end_reason=terminal.reason,
+    )

@@ -1,0 +1,159 @@
+"""The bucket: job records, the active index, leases, claims; each change a compare-and-set on its revision.
+
+Owns how a key is read (at the leader, whatever decides something: a follower was stale in 7-12 % of reads right
+after a write), how it is removed (a purge marker with its own TTL, never a plain delete, which stays for ever, B6)
+and how keys are listed. Knows nothing of what the records mean.
+
+A list is complete for everything that existed when it was called: the newest message at the leader is the barrier,
+pages are read until one is not full *and* the barrier is reached, and the newest value of a key counts (a record
+that is rewritten meanwhile moves behind the barrier, B6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.patience import Backoff, patiently
+from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
+from natsjobs.errors import UnavailableError
+
+_log = logging.getLogger(__name__)
+
+LIST_LIMIT = 10.0
+_PAGE = 64
+_PAGE_BYTES = 524_288
+
+
+class ConflictError(Exception):
+    """Somebody else changed the key first: read it again."""
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """A key as read at the leader. ``value`` is ``None`` for a key that is absent or was removed.
+
+    ``revision`` is what the next compare-and-set has to name (0: never written, or gone without a trace).
+    ``left`` is what a removal left behind (the previous ``createdAt``), ``time`` when it was stored, server clock.
+    """
+
+    key: str
+    revision: int
+    value: dict[str, Any] | None
+    left: dict[str, Any] | None = None
+    time: float = 0.0
+
+
+class Records:
+    """Reads and writes of one bucket, over whole subjects as ``Subjects.record`` spells them."""
+
+    def __init__(self, link: Link, *, patience: float, give_up: float) -> None:
+        """``patience``: how long a read tries, ``give_up``: how long a write does, seconds."""
+        self._link = link
+        self._patience = patience
+        self._give_up = give_up
+
+    async def read(self, key: str) -> Slot:
+        """The key now, at the leader."""
+        message = await patiently(lambda: self._last(key), limit=self._patience)
+        return Slot(key, 0, None) if message is None else _slot(message)
+
+    async def _last(self, key: str) -> Message | None:
+        try:
+            return await self._link.records.last(key)
+        except StreamMissingError as error:
+            raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
+
+    async def write(self, key: str, value: Any, *, expect: int | None, ttl: float | None = None) -> int:
+        """Set a key; its new revision. ``expect=None`` overwrites whatever is there.
+
+        Raises:
+            ConflictError: The revision is not ``expect`` any more.
+            UnavailableError: NATS was away for longer than ``give_up``.
+        """
+        return await self._store(key, wire.ascii_json(value), expect=expect, ttl=ttl, marker=False)
+
+    async def remove(self, key: str, *, expect: int | None, left: dict[str, Any] | None = None, ttl: float = 1) -> None:
+        """Remove a key; ``left`` stays readable for ``ttl`` seconds. Raises as ``write`` does."""
+        await self._store(key, wire.ascii_json(left) if left else b"", expect=expect, ttl=ttl, marker=True)
+
+    async def _store(self, key: str, body: bytes, *, expect: int | None, ttl: float | None, marker: bool) -> int:
+        backoff = Backoff(self._give_up)
+        unsure = False
+        while True:
+            try:
+                return await self._link.records.append(key, body, expect=expect, ttl=ttl, marker=marker)
+            except WrongSequenceError as refusal:
+                # After a lost acknowledgement the refusal may be our own write: bodies of racing writers differ by
+                # their writer tokens, so equal bytes are ours.
+                stored = await patiently(lambda: self._last(key), limit=self._patience) if unsure else None
+                if stored is not None and stored.body == body and (stored.marker is not None) == marker:
+                    return stored.seq
+                if refusal.last is not None or backoff.expired:
+                    raise ConflictError(key) from None
+                unsure = True  # 10164: another append is in flight; nothing is decided yet
+            except StreamMissingError as error:
+                raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
+            except UnavailableError as error:
+                unsure = unsure or error.outcome_unknown
+                if backoff.expired:
+                    raise UnavailableError(str(error), outcome_unknown=unsure) from None
+            await backoff.pause()
+
+    async def list(self, key_filter: str) -> list[Slot]:
+        """Every key that matches and has a value, oldest change first."""
+        slots = await self.list_with_markers(key_filter)
+        return [slot for slot in slots if slot.value is not None]
+
+    async def list_with_markers(self, key_filter: str) -> list[Slot]:
+        """As ``list``, with the markers of removed keys."""
+        barrier = await patiently(lambda: self._last(key_filter), limit=self._patience)
+        if barrier is None:
+            return []
+        newest: dict[str, Message] = {}
+        seq, until = 1, time.monotonic() + LIST_LIMIT
+        while True:
+            start = seq
+            page = await patiently(
+                lambda: self._link.records.page(key_filter, start, batch=_PAGE, max_bytes=_PAGE_BYTES),
+                limit=self._patience,
+            )
+            for message in page:
+                newest.pop(message.subject, None)
+                newest[message.subject] = message
+            if page:
+                seq = page[-1].seq + 1
+            full = len(page) >= _PAGE or sum(len(m.body) for m in page) >= _PAGE_BYTES // 2
+            if not full and seq > barrier.seq:
+                break
+            if time.monotonic() > until:
+                _log.warning(
+                    "listing %s took longer than %.0f s; it may lack the newest changes", key_filter, LIST_LIMIT
+                )
+                break
+            if not page:  # the answering replica lags behind the leader, or what was there has been rewritten
+                behind = await patiently(lambda: self._link.records.next(key_filter, start), limit=self._patience)
+                if behind is None:
+                    break
+                await asyncio.sleep(0.01)
+        return [_slot(message) for message in newest.values()]
+
+
+def _slot(message: Message) -> Slot:
+    value: Any = None
+    if message.body:
+        try:
+            value = msgspec.json.decode(message.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            _log.warning("skipped %s: its value is not one of ours: %.80r", message.subject, message.body)
+            value = None
+    record: dict[str, Any] | None = value
+    if message.marker is not None:
+        return Slot(message.subject, message.seq, None, record, message.time)
+    return Slot(message.subject, message.seq, record, None, message.time)

@@ -1,0 +1,110 @@
+"""From log messages to events: joins parts, drops what was already seen, notices what is missing. Pure.
+
+What is delivered is decided by the index alone; sequences only say where to read (C1). So the same message may
+arrive any number of times, live and from pages, and the outcome is every event once, in order, or a gap that the
+caller repairs by reading again.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.models import EventType
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Consecutive events; ``seq`` is where a reader that has these may look for the next."""
+
+    index: int
+    raws: list[msgspec.Raw]
+    seq: int
+    type: EventType = EventType.EVENT
+
+
+class Verdict(enum.Enum):
+    """What a message that brought no events means."""
+
+    NOTHING = "nothing"
+    GAP = "gap"  # something before it is missing
+    CLEARED = "cleared"  # the events that come next were removed
+    GONE = "gone"  # the log is over and removed
+    TERMINAL = "terminal"  # a terminal record in its place
+
+
+class Replay:
+    """The state of one reading of one generation. ``next`` is the index it waits for, ``seq`` the last it looked at."""
+
+    def __init__(self, position: int, seq: int) -> None:
+        """Start before event ``position``, with everything up to ``seq`` looked at."""
+        self.next = position
+        self.seq = seq
+        self._parts: list[str] = []
+        self._part: tuple[int, str, int] | None = None  # index, writer, pieces
+
+    def feed(self, seq: int, entry: wire.Entry | None, *, end: bool) -> Batch | Verdict:
+        """Take one message of the log. ``end``: it came on the subject of terminal records."""
+        self.seq = max(self.seq, seq)
+        if entry is None:
+            return Verdict.NOTHING
+        if entry.type != "part":
+            self._part = None
+        if end:
+            return self._feed_end(entry)
+        if entry.type == "events":
+            return self._feed_events(seq, entry)
+        if entry.type == "part":
+            return self._feed_part(seq, entry)
+        return self._feed_other(seq, entry)
+
+    def _feed_end(self, entry: wire.Entry) -> Batch | Verdict:
+        if entry.type in wire.TERMINAL:
+            return Verdict.TERMINAL if entry.index <= self.next else Verdict.GAP
+        return Verdict.GONE if entry.type == "gone" else Verdict.NOTHING
+
+    def _feed_events(self, seq: int, entry: wire.Entry) -> Batch | Verdict:
+        if entry.index > self.next:
+            return Verdict.GAP
+        raws = entry.events[self.next - entry.index :]
+        if not raws:
+            return Verdict.NOTHING
+        batch = Batch(self.next, raws, seq)
+        self.next += len(raws)
+        return batch
+
+    def _feed_part(self, seq: int, entry: wire.Entry) -> Batch | Verdict:
+        """Pieces count only when they follow each other directly; an interrupted run is void (B2)."""
+        if entry.part is None or entry.index < self.next:
+            return Verdict.NOTHING
+        if entry.index > self.next:
+            return Verdict.GAP
+        number, count = entry.part
+        run = (entry.index, entry.writer, count)
+        if number == 0:
+            self._part, self._parts = run, []
+        elif self._part != run or len(self._parts) != number:
+            return Verdict.GAP
+        self._parts.append(msgspec.json.decode(entry.data, type=str))
+        if number < count - 1:
+            return Verdict.NOTHING
+        raw = msgspec.Raw("".join(self._parts).encode())
+        self._part, self._parts = None, []
+        batch = Batch(self.next, [raw], seq)
+        self.next += 1
+        return batch
+
+    def _feed_other(self, seq: int, entry: wire.Entry) -> Batch | Verdict:
+        if entry.type == "open":
+            return Verdict.NOTHING
+        if entry.type == "gone":
+            return Verdict.GONE
+        if entry.index > self.next:
+            return Verdict.CLEARED if entry.type == "cleared" else Verdict.GAP
+        if entry.type in {"cleared", "final"} or entry.type in wire.TERMINAL or entry.index < self.next:
+            return Verdict.NOTHING
+        # A kind of record that a newer version writes: handed on under its own type, its index counts (C5).
+        batch = Batch(self.next, [entry.data], seq, EventType(entry.type))
+        self.next += 1
+        return batch

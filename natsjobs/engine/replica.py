@@ -1,0 +1,97 @@
+"""One replica: the parts of the engine put together on one link, opened and closed as a whole.
+
+A store and any number of transports share a replica; the first that opens it starts the background work, the last
+that closes it ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from natsjobs.config import Config
+from natsjobs.engine import wire
+from natsjobs.engine.aborts import Aborts
+from natsjobs.engine.appender import End
+from natsjobs.engine.content_state import ContentState
+from natsjobs.engine.context import Context
+from natsjobs.engine.creation import Creation
+from natsjobs.engine.ledger import Ledger
+from natsjobs.engine.liveness import Liveness
+from natsjobs.engine.ports import Link
+from natsjobs.engine.runs import Runs
+from natsjobs.engine.upkeep import Upkeep
+from natsjobs.errors import NatsJobsError
+from natsjobs.models import EndReason
+
+_log = logging.getLogger(__name__)
+
+
+class Replica:
+    """Everything below a store and its transports."""
+
+    def __init__(self, link: Link, config: Config) -> None:
+        """No I/O."""
+        self.context = Context(link, config)
+        self.ledger = Ledger(self.context)
+        self.content = ContentState(self.context)
+        self.runs = Runs(self.context, self.ledger)
+        self.aborts = Aborts(self.context, self.runs, self.ledger, self.content)
+        self.creation = Creation(self.context, self.runs, self.content, self.ledger)
+        self.liveness = Liveness(self.context, self.runs, self.aborts)
+        self.upkeep = Upkeep(self.context, self.runs, self.liveness)
+        self._users: set[int] = set()
+        self._lock = asyncio.Lock()
+
+    @property
+    def config(self) -> Config:
+        """Its settings."""
+        return self.context.config
+
+    async def open(self, user: object) -> None:
+        """Start for one user; raises what ``Link.open`` does."""
+        async with self._lock:
+            if not self._users:
+                await self.context.link.open()
+                try:
+                    await self.liveness.start()
+                    self.upkeep.start()
+                except BaseException:
+                    await self._stop()
+                    raise
+            self._users.add(id(user))
+
+    async def close(self, user: object) -> None:
+        """One user less; the last one stops everything. Runs of this replica must have ended before."""
+        async with self._lock:
+            if id(user) not in self._users:
+                return
+            self._users.discard(id(user))
+            if not self._users:
+                await self._stop()
+
+    async def _stop(self) -> None:
+        await self.liveness.stop()
+        await self.aborts.close()
+        await self.runs.ends.close()
+        await self.context.renew_tasks()
+        self.runs.close()
+        await self.context.link.close()
+
+    async def shut_down(self) -> None:
+        """End the runs owned here with ``SHUTDOWN``; says which ends could not be stored."""
+        owned = list(self.runs.owned)
+
+        async def end(stream_id: str, generation: str) -> None:
+            reason = End("error", EndReason.SHUTDOWN, wire.random_token(), b'"the server is shutting down"')
+            with contextlib.suppress(NatsJobsError):
+                await self.runs.end(stream_id, generation, reason)
+
+        await asyncio.gather(*(end(*run) for run in owned))
+        for stream_id, generation in self.runs.unstored:
+            _log.warning(
+                "the end of job %s (generation %s) could not be stored; it is ended when the lease lapses",
+                stream_id,
+                generation,
+            )

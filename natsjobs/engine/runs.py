@@ -1,0 +1,253 @@
+"""The generations that this replica writes to, and how each of them ends.
+
+Owns one ``Appender`` per generation, the list of runs that are owned here, and the one way a generation ends: the
+terminal record first (it is the fence), then the job record, then everybody on this replica who asked to hear of it.
+A crash in between is repaired by whoever notices; an end that could not be stored is kept and tried again (A4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.appender import Appender, End, Position, find_terminal, position_after
+from natsjobs.engine.context import Context
+from natsjobs.engine.ends import Ends
+from natsjobs.engine.jobs import JobRecord, mark_ended, read_record, write_record
+from natsjobs.engine.ledger import Ledger
+from natsjobs.engine.patience import patiently
+from natsjobs.engine.ports import StreamMissingError
+from natsjobs.engine.records import ConflictError
+from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, UnavailableError
+from natsjobs.models import EndReason, Job
+
+_log = logging.getLogger(__name__)
+
+_KEEP_CLOSED = 60.0  # a closed or idle writer is remembered this long, to answer late calls without a read
+_REPAIR_AFTER = 2.0
+
+
+class Run(msgspec.Struct):
+    """A generation owned by this replica. Times are ``time.monotonic()``."""
+
+    job: Job
+    active_at: float
+    touched_at: float
+
+
+class Runs:
+    """All writers of one replica."""
+
+    def __init__(self, context: Context, ledger: Ledger) -> None:
+        """Empty."""
+        self._context, self._ledger = context, ledger
+        self.ends = Ends(context)
+        self.owned: dict[tuple[str, str], Run] = {}
+        self.retired: list[tuple[float, str, str]] = []  # logs this replica ended: (monotonic due time, id, generation)
+        self.unstored: dict[tuple[str, str], End] = {}
+        self._appenders: dict[tuple[str, str], Appender] = {}
+        self._newest: dict[str, str] = {}
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        context.on_terminal = self.seen_end
+
+    # -- owning -------------------------------------------------------------------------------------------------
+
+    def own(self, job: Job, position: Position) -> None:
+        """Register a run; before its record is written, so that nobody finds it without an owner (A4)."""
+        key, now = (job.stream_id, job.generation), time.monotonic()
+        self.owned[key] = Run(job, now, now)
+        self._newest[job.stream_id] = job.generation
+        self._appenders[key] = self._appender(*key, position)
+
+    def disown(self, stream_id: str, generation: str) -> None:
+        """Forget a run that never became one, or has ended."""
+        self.owned.pop((stream_id, generation), None)
+        if self._newest.get(stream_id) == generation:
+            del self._newest[stream_id]
+
+    def active(self, stream_id: str, generation: str) -> None:
+        """Any call on a run is activity."""
+        if (run := self.owned.get((stream_id, generation))) is not None:
+            run.active_at = time.monotonic()
+
+    def _appender(self, stream_id: str, generation: str, position: Position) -> Appender:
+        def closed(terminal: wire.Terminal | None) -> None:
+            self.seen_end(stream_id, generation, terminal)
+
+        context = self._context
+        return Appender(
+            context.link,
+            context.subjects,
+            context.config,
+            context.tasks,
+            stream_id=stream_id,
+            generation=generation,
+            position=position,
+            on_closed=closed,
+        )
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def local(self, stream_id: str, generation: str | None) -> Appender | None:
+        """The writer that is already here, without touching the network."""
+        wanted = generation or self._newest.get(stream_id)
+        if wanted is None:
+            return None
+        found = self._appenders.get((stream_id, wanted))
+        return None if found is not None and generation is None and found.closed is not None else found
+
+    async def writer(self, stream_id: str, generation: str | None) -> Appender:
+        """The writer of a generation that must be the newest.
+
+        Raises:
+            JobNotFoundError: No such job.
+            JobClosedError: It has ended, or another generation is the newest.
+        """
+        if (found := self.local(stream_id, generation)) is not None:
+            return found
+        record = await read_record(self._context, stream_id)
+        if record is None:
+            if generation is not None:
+                raise JobClosedError(stream_id, generation)
+            raise JobNotFoundError(stream_id)
+        if generation is not None and record.generation != generation:
+            raise JobClosedError(stream_id, generation)
+        if record.status.is_terminal:
+            raise JobClosedError(stream_id, record.generation, record.status, record.job.end_reason)
+        appender = await self._open(stream_id, record.generation)
+        if isinstance(appender, wire.Terminal):
+            raise JobClosedError(stream_id, record.generation, appender.status, appender.reason)
+        return appender
+
+    async def _open(self, stream_id: str, generation: str) -> Appender | wire.Terminal:
+        """A writer behind the newest message of the log, or how it ended. Raises JobClosedError: no log."""
+        key = (stream_id, generation)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if (found := self._appenders.get(key)) is not None:
+                return found.terminal or found
+            context = self._context
+            scope, end = context.subjects.scope(*key), context.subjects.end(*key)
+            try:
+                newest = await patiently(lambda: context.link.events.last(scope), limit=context.config.timing.give_up)
+            except StreamMissingError:
+                newest = None
+            if newest is None:
+                raise JobClosedError(stream_id, generation)
+            if (terminal := await find_terminal(context.link, end, newest)) is not None:
+                return terminal
+            position = position_after(newest, 0)
+            if position is None:
+                raise JobClosedError(stream_id, generation)
+            appender = self._appenders[key] = self._appender(stream_id, generation, position)
+            return appender
+
+    async def terminal_of(self, stream_id: str, generation: str) -> wire.Terminal | None:
+        """How a generation ended, by its log; ``None``: it has not, or nobody knows any more."""
+        context, end = self._context, self._context.subjects.end(stream_id, generation)
+        newest = await patiently(lambda: context.link.events.last(end), limit=context.patience)
+        return None if newest is None else await find_terminal(context.link, end, newest)
+
+    async def flush(self, stream_id: str, generation: str | None) -> None:
+        """Wait for what was queued here; record the usage that was listed here."""
+        appender = self.local(stream_id, generation)
+        if appender is not None:
+            self.active(stream_id, appender.generation)
+            await self._ledger.record_listed(stream_id, appender.generation)
+            await appender.flush()
+
+    # -- ending -------------------------------------------------------------------------------------------------
+
+    async def end(self, stream_id: str, generation: str, end: End) -> tuple[wire.Terminal, JobRecord | None]:
+        """End a generation; the terminal record that stands, and the record if it is still this generation's.
+
+        Raises:
+            JobClosedError: Its log is gone.
+            UnavailableError: Not stored in time; it is kept and stored later.
+        """
+        key = (stream_id, generation)
+        if key in self.owned:
+            with contextlib.suppress(UnavailableError):
+                await self._ledger.record_listed(stream_id, generation)
+        try:
+            appender = await self._open(stream_id, generation)
+            terminal = appender if isinstance(appender, wire.Terminal) else await appender.finish(end)
+        except UnavailableError:
+            self.unstored[key] = end
+            raise
+        self.unstored.pop(key, None)
+        self.seen_end(stream_id, generation, terminal)
+        if isinstance(appender, Appender) and terminal.writer == appender.writer:
+            self.retired.append((time.monotonic() + self._context.config.retention.finished, *key))
+            if appender.late_end:
+                await self._context.link.bus.publish(self._context.subjects.wake(stream_id), b"{}")
+        record = await mark_ended(self._context, stream_id, generation, terminal)
+        return terminal, record
+
+    def seen_end(self, stream_id: str, generation: str, terminal: wire.Terminal | None) -> None:
+        """The terminal record was seen, whoever wrote it (``None``: the log is gone)."""
+        key = (stream_id, generation)
+        if (appender := self._appenders.get(key)) is not None and appender.closed is None:
+            appender.fence(terminal)
+            return  # which calls back here
+        concerned = key in self.owned or key in self.ends
+        self.disown(stream_id, generation)
+        self.ends.fire(stream_id, generation, terminal)
+        if terminal is not None and concerned:
+            self._context.spawn(self._repair(stream_id, generation, terminal), f"natsjobs repair {stream_id}")
+
+    async def _repair(self, stream_id: str, generation: str, terminal: wire.Terminal) -> None:
+        """Whoever wrote the end may have died before the record said so."""
+        await asyncio.sleep(_REPAIR_AFTER * random.uniform(1, 1.5))  # noqa: S311
+        try:
+            await mark_ended(self._context, stream_id, generation, terminal)
+        except NatsJobsError as error:
+            _log.info("the record of %s does not say yet that it ended: %s; the next sweep repairs it", stream_id, error)
+
+    # -- upkeep -------------------------------------------------------------------------------------------------
+
+    async def retry_unstored(self) -> None:
+        """Try the ends again that NATS was away for."""
+        for (stream_id, generation), end in list(self.unstored.items()):
+            try:
+                await self.end(stream_id, generation, end)
+            except JobClosedError:
+                self.unstored.pop((stream_id, generation), None)
+            except UnavailableError:
+                return
+
+    def forget_idle(self) -> None:
+        """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
+        horizon = time.monotonic() - _KEEP_CLOSED
+        for key, appender in list(self._appenders.items()):
+            if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
+                del self._appenders[key]
+                self._locks.pop(key, None)
+
+    async def touch(self, run: Run) -> None:
+        """Extend a running record's backstop and say when it was active."""
+        record = await read_record(self._context, run.job.stream_id)
+        if record is None or record.generation != run.job.generation or record.status.is_terminal:
+            return
+        idle = time.monotonic() - run.active_at
+        with contextlib.suppress(ConflictError):
+            await write_record(self._context, record, {"lastActiveAt": int((time.time() - idle) * 1000)})
+            run.touched_at = time.monotonic()
+
+    def close(self) -> None:
+        """Forget everything; nothing is written."""
+        self.owned.clear()
+        self._newest.clear()
+        self._appenders.clear()
+        self._locks.clear()
+        self.retired.clear()
+
+
+def lost_end(text: str, reason: EndReason) -> End:
+    """The terminal error record of a run that could not speak for itself."""
+    return End("error", reason, wire.random_token(), msgspec.json.encode(text))

@@ -1,0 +1,106 @@
+"""Handlers for live events: a reader that follows all generations, and calls back one event at a time, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+
+from natsjobs.engine.reader import LogReader
+from natsjobs.errors import NotOpenError, ResumeError, UnavailableError
+from natsjobs.interfaces import Handler
+from natsjobs.models import EventType, StreamEvent
+from natsjobs.tasks import Tasks
+
+_log = logging.getLogger(__name__)
+
+
+class Handlers:
+    """What to call for which event."""
+
+    def __init__(
+        self, on_chunk: Handler, on_done: Handler | None, on_error: Handler | None, on_aborted: Handler | None
+    ) -> None:
+        """Handlers may be plain or async."""
+        self._table: dict[str, Handler | None] = {
+            EventType.EVENT.value: on_chunk,
+            EventType.DONE.value: on_done,
+            EventType.ERROR.value: on_error,
+            EventType.ABORTED.value: on_aborted or on_done,
+        }
+
+    async def call(self, event: StreamEvent) -> None:
+        """Call one handler; one that raises is logged and loses nothing of later events."""
+        handler = self._table.get(event.type.value)
+        if handler is None:
+            return
+        try:
+            result = handler(event.data)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            _log.exception("a handler failed on event %s of generation %s", event.index, event.generation)
+
+
+class HandlerSubscription:
+    """Implements ``natsjobs.interfaces.Subscription``."""
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        reader: Callable[[], LogReader],
+        forget: Callable[[HandlerSubscription], Awaitable[None]],
+    ) -> None:
+        """``forget`` is told once that this subscriber has left."""
+        self._handlers, self._new_reader, self._forget = handlers, reader, forget
+        self._reader: LogReader | None = None
+        self._tasks = Tasks()
+        self._task: asyncio.Task[None] | None = None
+        self._left = False
+
+    async def start(self) -> None:
+        """Attach; when it returns nothing later is missed."""
+        self._reader = self._new_reader()
+        await self._reader.start_live()
+        self._task = self._tasks.spawn(self._run(), name="natsjobs subscription")
+
+    async def _run(self) -> None:
+        while not self._left and self._reader is not None:
+            reader = self._reader
+            try:
+                async for event in reader:
+                    await self._handlers.call(event)
+                    if self._left:
+                        return
+            except NotOpenError:
+                return
+            except ResumeError as error:
+                _log.warning("a subscription missed events that are no longer in the log, and goes on live: %s", error)
+                await self._restart(reader)
+            except UnavailableError as error:
+                _log.info("a subscription waits for NATS: %s", error)
+                await asyncio.sleep(0.2)
+
+    async def _restart(self, reader: LogReader) -> None:
+        await reader.close()
+        while not self._left:
+            self._reader = self._new_reader()
+            try:
+                await self._reader.start_live()
+            except (ResumeError, UnavailableError) as error:
+                _log.info("a subscription waits: %s", error)
+                await self._reader.close()
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+    async def unsubscribe(self) -> None:
+        """Detach; idempotent. When it returns no handler runs any more, but the one that called it."""
+        if self._left:
+            return
+        self._left = True
+        await self._tasks.close()
+        if self._reader is not None:
+            await self._reader.close()
+        await self._forget(self)

@@ -1,0 +1,347 @@
+"""The live tail of one generation on this replica: one subscription and one decode, shared by all local readers.
+
+Owns the newest events in a bounded window, the repair of everything the live path loses, and the knowledge that the
+generation has ended. Readers pull from the window by index; one that has fallen behind it reads the log by itself,
+so a slow reader costs nobody anything, and no reader costs the server a consumer.
+
+The live path loses messages in ordinary operation (a deposed leader never republishes what it had not applied; a cut
+node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: read
+at the leader the first message after the last one seen. It happens on attach, once more 0.3 s later, after every gap,
+reconnect and wake-up, and while nothing comes, every ``timing.look`` seconds, doubling to five times that (A7).
+A terminal record that arrives live is believed only after it was read from the log (B10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+
+from natsjobs.engine import wire
+from natsjobs.engine.appender import find_terminal, read_terminal
+from natsjobs.engine.context import Context
+from natsjobs.engine.patience import patiently
+from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
+from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.errors import HistoryLostError, NatsJobsError, UnavailableError
+
+_log = logging.getLogger(__name__)
+
+_WINDOW_BYTES = 8_388_608
+_SOON = 0.3
+_HELD = 1024  # live messages kept while a look is under way; more is a gap, which the next look repairs
+_PROOFS = 3  # a history is declared lost only when this many reads at the leader agree (B3: one may be old)
+
+
+class Tail:
+    """Follows one generation until it is closed."""
+
+    def __init__(self, context: Context, stream_id: str, generation: str) -> None:
+        """Nothing happens before ``open``."""
+        self.stream_id, self.generation = stream_id, generation
+        self.terminal: wire.Terminal | None = None
+        self.lost: NatsJobsError | None = None
+        self.users = 0
+        self._context = context
+        self._subjects = context.subjects
+        self._scope = self._subjects.scope(stream_id, generation)
+        self._events = context.link.events
+        self._window: deque[Batch] = deque()
+        self._window_events = self._window_bytes = 0
+        self._replay = Replay(0, 0)
+        self._held: list[Incoming] | None = []  # a list while a look is under way
+        self._again = False
+        self._quiet = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._interests: list[Interest] = []
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._forget_reconnect: Callable[[], None] | None = None
+        self._opening: asyncio.Future[None] | None = None
+        self._closed = False
+
+    # -- what readers see ---------------------------------------------------------------------------------------
+
+    @property
+    def start(self) -> int:
+        """Index of the oldest event in the window."""
+        return self._window[0].index if self._window else self._replay.next
+
+    @property
+    def next(self) -> int:
+        """Index after the newest event known here."""
+        return self._replay.next
+
+    @property
+    def seq(self) -> int:
+        """Sequence of the newest message known here."""
+        return self._replay.seq
+
+    def take(self, index: int) -> Batch | None:
+        """The batch of the window that holds ``index``, from there on; ``None``: not (yet, or any more) here."""
+        if not self.start <= index < self.next:
+            return None
+        # Readers at the live edge want the newest batch, so look from the right.
+        for batch in reversed(self._window):
+            if batch.index <= index:
+                skip = index - batch.index
+                return Batch(index, batch.raws[skip:], batch.seq, batch.type) if skip else batch
+        return None
+
+    async def changed(self) -> None:
+        """Wait until there is something new: events, the end, or that history is lost."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(future)
+        try:
+            await future
+        finally:
+            self._waiters.discard(future)
+
+    def wake(self) -> None:
+        """Let all who wait look again."""
+        for future in self._waiters:
+            if not future.done():
+                future.set_result(None)
+
+    # -- opening and closing ------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Attach; when it returns nothing later is missed. Callers at the same time share one attempt.
+
+        Raises:
+            HistoryLostError: The log does not exist.
+            UnavailableError: NATS does not answer.
+        """
+        while self._opening is not None:
+            await asyncio.wait([self._opening])
+        if self._forget_reconnect is not None or self._closed:
+            if self.lost:
+                raise self.lost
+            return
+        self._opening = asyncio.get_running_loop().create_future()
+        try:
+            bus = self._context.link.bus
+            self._interests = [
+                await bus.subscribe(self._live_scope(), self._on_live),
+                await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake),
+            ]
+            await self._find_tail()
+            self._forget_reconnect = self._context.link.on_reconnect(self._look_now)
+            self._release()
+            self._schedule(_SOON)
+        except BaseException:
+            await self._drop_interests()
+            raise
+        finally:
+            self._opening.set_result(None)
+            self._opening = None
+
+    def _live_scope(self) -> str:
+        return self._subjects.live_prefix + self._scope[len(self._subjects.events_prefix) :]
+
+    async def _find_tail(self) -> None:
+        """Start the window at the newest message of the log, read at the leader."""
+        try:
+            message = await patiently(lambda: self._events.last(self._scope), limit=self._context.patience)
+        except StreamMissingError:
+            message = None
+        if message is None:
+            raise self._lose("its log is no longer there")
+        terminal = await find_terminal(
+            self._context.link, self._subjects.end(self.stream_id, self.generation), message
+        )
+        if terminal is not None:
+            self._replay = Replay(terminal.index, message.seq)
+            self._end(terminal)
+            return
+        entry = wire.decode(message.body)
+        if entry is None:
+            self._replay = Replay(0, 0)
+            await self._read_on()
+            return
+        if entry.type == "gone":
+            raise self._lose("its log was removed")
+        if entry.type == "part" and entry.first:
+            self._replay = Replay(entry.index, entry.first - 1)  # join the pieces from the first on
+            await self._read_on()
+        elif entry.type == "part" or entry.type == "final":
+            self._replay = Replay(entry.index, message.seq - 1)
+            await self._read_on()
+        else:
+            self._replay = Replay(entry.next_index, message.seq)
+
+    async def close(self) -> None:
+        """Release everything; readers that still wait are woken and find it closed."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._forget_reconnect is not None:
+            self._forget_reconnect()
+        self.wake()
+        await self._drop_interests()
+
+    async def _drop_interests(self) -> None:
+        interests, self._interests = self._interests, []
+        for interest in interests:
+            await interest.unsubscribe()
+
+    # -- the live path ------------------------------------------------------------------------------------------
+
+    def _on_live(self, message: Incoming) -> None:
+        if self._held is not None:
+            if len(self._held) < _HELD:
+                self._held.append(message)
+            else:
+                self._again = True
+            return
+        self._feed_live(message)
+
+    def _feed_live(self, message: Incoming) -> None:
+        if self.terminal is not None or self._closed:
+            return
+        if message.subject.endswith(".end") or message.seq == 0:
+            self._look_now()
+            return
+        before = self._replay.next
+        verdict = self._replay.feed(message.seq, wire.decode(message.body), end=False)
+        if isinstance(verdict, Batch):
+            self._keep(verdict)
+            if self._replay.next > before:
+                self._quiet = 0
+                self._schedule(self._context.config.timing.look)
+                self.wake()
+        elif verdict is not Verdict.NOTHING:
+            self._look_now()
+
+    def _on_wake(self, _: Incoming) -> None:
+        self._look_now()
+
+    def _keep(self, batch: Batch) -> None:
+        self._window.append(batch)
+        self._window_events += len(batch.raws)
+        self._window_bytes += sum(len(memoryview(raw)) for raw in batch.raws)
+        limit = self._context.config.limits.reader_events
+        while len(self._window) > 1 and (self._window_events > limit or self._window_bytes > _WINDOW_BYTES):
+            old = self._window.popleft()
+            self._window_events -= len(old.raws)
+            self._window_bytes -= sum(len(memoryview(raw)) for raw in old.raws)
+
+    # -- looking at the log -------------------------------------------------------------------------------------
+
+    def _schedule(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not (self._closed or self.terminal or self.lost):
+            delay *= random.uniform(0.9, 1.1)  # noqa: S311 - spreads the looks of many readers
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_quiet)
+
+    def _on_quiet(self) -> None:
+        self._quiet += 1
+        self._look_now()
+
+    def _look_now(self) -> None:
+        """Start a look, or one more after the one that is under way."""
+        if self._closed or self.terminal is not None or self.lost is not None:
+            return
+        if self._held is not None:
+            self._again = True
+            return
+        self._held = []
+        self._context.spawn(self._look(), f"natsjobs look {self.stream_id}")
+
+    async def _look(self) -> None:
+        try:
+            self._again = True
+            while self._again and not self._closed:
+                self._again = False
+                await self._read_on()
+                if self._quiet % 5 == 1 and self.terminal is None:
+                    await self._prove()
+        except (UnavailableError, StreamMissingError) as error:
+            _log.info("following %s: %s; still trying", self.stream_id, error)
+        except NatsJobsError as error:
+            _log.info("following %s ends: %s", self.stream_id, error)
+        finally:
+            if not self._closed:
+                self._release()
+                look = self._context.config.timing.look
+                self._schedule(min(look * 2 ** min(self._quiet, 3), look * 5) if self._quiet else _SOON)
+                self._quiet = max(self._quiet, 1)
+
+    def _release(self) -> None:
+        """Hand on what arrived live during a look."""
+        held, self._held = self._held or [], None
+        for message in held:
+            self._feed_live(message)
+            if self._held is not None:  # that one revealed a gap: a new look holds the rest
+                break
+
+    async def _read_on(self) -> None:
+        """Read everything after the newest message known here. The leader decides that there is no more."""
+        while self.terminal is None and self.lost is None and not self._closed:
+            seq = self._replay.seq + 1
+            message = await self._events.next(self._scope, seq)
+            if message is None:
+                return
+            await self._take_in(message)
+            while page := await self._events.page(self._scope, self._replay.seq + 1):
+                for stored in page:
+                    await self._take_in(stored)
+                if self.terminal is not None or self.lost is not None or self._closed:
+                    return
+
+    async def _take_in(self, message: Message) -> None:
+        entry = wire.decode(message.body)
+        end = message.subject.endswith(".end")
+        verdict = self._replay.feed(message.seq, entry, end=end)
+        if isinstance(verdict, Batch):
+            self._keep(verdict)
+            self._quiet = 0
+            self.wake()
+        elif verdict is Verdict.TERMINAL:
+            assert entry is not None
+            self._end(await read_terminal(self._context.link, message, entry))
+        elif verdict is Verdict.GONE:
+            raise self._lose("its log was removed")
+        elif verdict in {Verdict.CLEARED, Verdict.GAP}:
+            assert entry is not None
+            self._skip_to(entry, message.seq)
+
+    def _skip_to(self, entry: wire.Entry, seq: int) -> None:
+        """Events between are not in the log any more: readers that need them find out by reading it themselves."""
+        self._window.clear()
+        self._window_events = self._window_bytes = 0
+        self._replay = Replay(entry.index, seq - 1)
+        verdict = self._replay.feed(seq, entry, end=False)
+        if isinstance(verdict, Batch):
+            self._keep(verdict)
+        self.wake()
+
+    async def _prove(self) -> None:
+        """Is what was seen still there? A log that went back in time would be silent for ever (B11)."""
+        for attempt in range(_PROOFS):
+            if attempt:
+                await asyncio.sleep(0.2 * 5**attempt)
+            try:
+                if self._replay.seq == 0 or await self._events.next(self._scope, self._replay.seq) is not None:
+                    return
+            except StreamMissingError:
+                pass
+        raise self._lose("the server no longer has what was already read")
+
+    def _end(self, terminal: wire.Terminal) -> None:
+        self.terminal = terminal
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.wake()
+        self._context.on_terminal(self.stream_id, self.generation, terminal)
+
+    def _lose(self, detail: str) -> HistoryLostError:
+        self.lost = HistoryLostError(self.stream_id, detail)
+        self.wake()
+        return self.lost

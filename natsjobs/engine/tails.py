@@ -1,0 +1,47 @@
+"""The tails of one transport, counted: opened by the first reader of a generation, closed by the last."""
+
+from __future__ import annotations
+
+from natsjobs.engine.context import Context
+from natsjobs.engine.tail import Tail
+
+
+class Tails:
+    """All generations that are followed here."""
+
+    def __init__(self, context: Context) -> None:
+        """Empty."""
+        self._context = context
+        self._tails: dict[tuple[str, str], Tail] = {}
+
+    def __len__(self) -> int:
+        return len(self._tails)
+
+    async def enter(self, stream_id: str, generation: str) -> Tail:
+        """Attach one reader. Raises as ``Tail.open`` does; then nothing is held."""
+        key = (stream_id, generation)
+        tail = self._tails.get(key)
+        if tail is None or tail.lost is not None:
+            tail = self._tails[key] = Tail(self._context, stream_id, generation)
+        tail.users += 1
+        try:
+            await tail.open()
+        except BaseException:
+            await self.leave(tail)
+            raise
+        return tail
+
+    async def leave(self, tail: Tail) -> None:
+        """Detach one reader; the last one closes the tail."""
+        tail.users -= 1
+        if tail.users <= 0:
+            key = (tail.stream_id, tail.generation)
+            if self._tails.get(key) is tail:
+                del self._tails[key]
+            await tail.close()
+
+    async def close(self) -> None:
+        """Close all, whoever still reads."""
+        tails, self._tails = list(self._tails.values()), {}
+        for tail in tails:
+            await tail.close()

@@ -1,0 +1,292 @@
+"""``EngineTransport``: the ``EventTransport`` interface on the engine.
+
+Owns the subscribers and callbacks that were made through it, so that two transports on one store are two replicas of
+viewers; everything about writing, ending and aborting is shared below, in the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import TracebackType
+from typing import Any, Protocol
+
+from natsjobs.engine import wire
+from natsjobs.engine.appender import End
+from natsjobs.engine.jobs import read_record
+from natsjobs.engine.presence import Presence
+from natsjobs.engine.reader import LogReader
+from natsjobs.engine.replica import Replica
+from natsjobs.engine.subscribing import HandlerSubscription, Handlers
+from natsjobs.engine.tails import Tails
+from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
+from natsjobs.interfaces import Callback, EndCallback, EventReader, Handler
+
+_log = logging.getLogger(__name__)
+
+
+class _Disposable(Protocol):
+    async def dispose(self) -> None: ...
+
+
+class EngineTransport:
+    """Implements ``natsjobs.interfaces.EventTransport``; see there for what each method means."""
+
+    def __init__(self, replica: Replica) -> None:
+        """No I/O; opened by its first use."""
+        self.replica = replica
+        self._context = replica.context
+        self._tails = Tails(self._context)
+        self._presence = Presence(self._context)
+        self._subscriptions: dict[str, set[HandlerSubscription]] = {}
+        self._readers: set[_Reading] = set()
+        self._registrations: dict[str, list[_Disposable]] = {}
+        self._opening = asyncio.Lock()
+        self._opened = self._destroyed = False
+
+    async def _open(self, stream_id: object) -> str:
+        checked = self._context.check_id(stream_id, "stream_id")
+        if self._destroyed:
+            raise NotOpenError("this transport was destroyed; make a new one")
+        if not self._opened:
+            async with self._opening:
+                if not self._opened:
+                    await self.replica.open(self)
+                    self._opened = True
+        return checked
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        stream_id: str,
+        *,
+        after: str | None = None,
+        generation: str | None = None,
+        wait: float = 0.0,
+        follow: bool = False,
+    ) -> _Reading:
+        """Replay, then live, then the terminal record."""
+        return _Reading(self, stream_id, after, generation, wait, follow=follow)
+
+    async def subscribe(
+        self,
+        stream_id: str,
+        *,
+        on_chunk: Handler,
+        on_done: Handler | None = None,
+        on_error: Handler | None = None,
+        on_aborted: Handler | None = None,
+    ) -> HandlerSubscription:
+        """Live events from now on, over all later generations, until ``unsubscribe``."""
+        await self._open(stream_id)
+        handlers = Handlers(on_chunk, on_done, on_error, on_aborted)
+        subscription = HandlerSubscription(
+            handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
+        )
+        self._subscriptions.setdefault(stream_id, set()).add(subscription)
+        try:
+            await self._presence.join(stream_id)
+            await subscription.start()
+        except BaseException:
+            await subscription.unsubscribe()
+            raise
+        return subscription
+
+    def _forget(self, stream_id: str) -> Any:
+        async def forget(subscription: HandlerSubscription) -> None:
+            known = self._subscriptions.get(stream_id, set())
+            if subscription in known:
+                known.discard(subscription)
+                if not known:
+                    self._subscriptions.pop(stream_id, None)
+                await self._presence.leave(stream_id)
+
+        return forget
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    async def emit_chunk(self, stream_id: str, event: Any, *, generation: str | None = None) -> None:
+        """Queue one event and return; waits only for room in the queue."""
+        config, runs = self._context.config, self.replica.runs
+        raw = wire.encode_event(event, limit=config.limits.event_bytes, enc_hook=config.enc_hook)
+        writer = runs.local(stream_id, generation) if self._opened else None
+        if writer is None:
+            writer = await runs.writer(await self._open(stream_id), generation)
+        runs.active(stream_id, writer.generation)
+        await writer.put(raw)
+
+    async def flush(self, stream_id: str, *, generation: str | None = None) -> None:
+        """Wait until what was queued here before it is stored."""
+        await self.replica.runs.flush(await self._open(stream_id), generation)
+
+    async def emit_done(self, stream_id: str, event: Any, *, generation: str | None = None) -> None:
+        """End the generation as complete with a final event."""
+        config = self._context.config
+        raw = wire.encode_event(event, limit=config.limits.event_bytes, enc_hook=config.enc_hook)
+        await self._end(stream_id, generation, "done", raw)
+
+    async def emit_error(self, stream_id: str, error: str, *, generation: str | None = None) -> None:
+        """End the generation as an error with a text."""
+        if not isinstance(error, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgumentError("error", f"must be a string, not {type(error).__name__}")
+        await self._end(stream_id, generation, "error", wire.encode_event(error, limit=1 << 40))
+
+    async def _end(self, stream_id: str, generation: str | None, kind: str, raw: bytes) -> None:
+        writer = await self.replica.runs.writer(await self._open(stream_id), generation)
+        end = End(kind, None, wire.random_token(), raw)
+        terminal, _ = await self.replica.runs.end(stream_id, writer.generation, end)
+        if terminal.request != end.request:
+            raise JobClosedError(stream_id, writer.generation, terminal.status, terminal.reason)
+
+    # -- signals ------------------------------------------------------------------------------------------------
+
+    async def emit_abort(self, stream_id: str, *, generation: str | None = None) -> bool:
+        """Signal an abort to all replicas; True: the owner's callbacks have run."""
+        try:
+            return await self.replica.aborts.signal(await self._open(stream_id), generation)
+        except JobNotFoundError:
+            return False
+
+    async def on_abort(self, stream_id: str, callback: Callback, *, generation: str | None = None) -> _Disposable:
+        """Call back at every abort signal."""
+        registration = await self.replica.aborts.add(await self._open(stream_id), generation, callback)
+        return self._track(stream_id, registration)
+
+    async def on_end(self, stream_id: str, callback: EndCallback, *, generation: str | None = None) -> _Disposable:
+        """Call back once with the terminal event."""
+        await self._open(stream_id)
+        if generation is None:
+            record = await read_record(self._context, stream_id)
+            if record is None:
+                raise JobNotFoundError(stream_id)
+            generation = record.generation
+        registration = await self.replica.runs.ends.add(stream_id, generation, callback)
+        return self._track(stream_id, registration)
+
+    def _track(self, stream_id: str, registration: _Disposable) -> _Disposable:
+        self._registrations.setdefault(stream_id, []).append(registration)
+        return _Tracked(self._registrations, stream_id, registration)
+
+    # -- presence -----------------------------------------------------------------------------------------------
+
+    def get_subscriber_count(self, stream_id: str) -> int:
+        """Subscribers on this replica."""
+        return self._presence.count(self._context.check_id(stream_id, "stream_id"))
+
+    def is_first_subscriber(self, stream_id: str) -> bool:
+        """Whether exactly one is attached on this replica."""
+        return self.get_subscriber_count(stream_id) == 1
+
+    async def count_subscribers(self, stream_id: str) -> int:
+        """Subscribers on all replicas; may take 0.3 s."""
+        return await self._presence.count_all(await self._open(stream_id))
+
+    async def on_all_subscribers_left(self, stream_id: str, callback: Callback) -> _Disposable:
+        """Call back whenever the last subscriber of all replicas has left."""
+        registration = await self._presence.on_all_left(await self._open(stream_id), callback)
+        return self._track(stream_id, registration)
+
+    # -- closing ------------------------------------------------------------------------------------------------
+
+    def get_tracked_stream_ids(self) -> list[str]:
+        """Stream ids with local subscribers or callbacks."""
+        return sorted(self._presence.stream_ids() | {name for name, found in self._registrations.items() if found})
+
+    async def cleanup(self, stream_id: str) -> None:
+        """Drop every local subscriber and callback of the stream id."""
+        await self._open(stream_id)
+        await self._drop(stream_id)
+
+    async def _drop(self, stream_id: str) -> None:
+        for subscription in list(self._subscriptions.get(stream_id, ())):
+            await subscription.unsubscribe()
+        for reading in [reading for reading in self._readers if reading.stream_id == stream_id]:
+            await reading.close()
+        for registration in self._registrations.pop(stream_id, []):
+            await registration.dispose()
+        await self._presence.close(stream_id)
+
+    async def destroy(self) -> None:
+        """Close readers, subscriptions and callbacks of this transport; the connection stays."""
+        if self._destroyed:
+            return
+        self._destroyed = True
+        if self._opened:
+            names = {*self._subscriptions, *self._registrations, *(reading.stream_id for reading in self._readers)}
+            for stream_id in names:
+                await self._drop(stream_id)
+            await self._presence.close()
+            await self._tails.close()
+            await self.replica.close(self)
+
+    # -- for readers --------------------------------------------------------------------------------------------
+
+    async def _attach(self, reading: _Reading, after: str | None, generation: str | None, wait: float) -> LogReader:
+        await self._open(reading.stream_id)
+        reader = LogReader(self._context, self._tails, reading.stream_id, follow=reading.follow)
+        self._readers.add(reading)
+        try:
+            await reader.start_at(after, generation, wait)
+            await self._presence.join(reading.stream_id)
+        except BaseException:
+            self._readers.discard(reading)
+            await reader.close()
+            raise
+        return reader
+
+    async def _detach(self, reading: _Reading, reader: LogReader) -> None:
+        self._readers.discard(reading)
+        await reader.close()
+        await self._presence.leave(reading.stream_id)
+
+
+class _Reading:
+    """The context manager that ``read`` gives out: owns one reader."""
+
+    def __init__(  # noqa: PLR0913 - the arguments of ``read``
+        self,
+        transport: EngineTransport,
+        stream_id: str,
+        after: str | None,
+        generation: str | None,
+        wait: float,
+        *,
+        follow: bool,
+    ) -> None:
+        self.stream_id, self.follow = stream_id, follow
+        self._transport, self._after, self._generation, self._wait = transport, after, generation, wait
+        self._reader: LogReader | None = None
+
+    async def __aenter__(self) -> EventReader:
+        if self._reader is not None:
+            raise NotOpenError("this context manager was already entered; call subscribe() again")
+        if self._generation is not None:
+            self._transport._context.check_id(self._generation, "generation")  # noqa: SLF001 - one module
+        self._reader = await self._transport._attach(self, self._after, self._generation, self._wait)  # noqa: SLF001
+        return self._reader
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Detach; idempotent."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await self._transport._detach(self, reader)  # noqa: SLF001
+
+
+class _Tracked:
+    def __init__(self, table: dict[str, list[_Disposable]], stream_id: str, registration: _Disposable) -> None:
+        self._table, self._stream_id, self._registration = table, stream_id, registration
+
+    async def dispose(self) -> None:
+        """Remove just this callback."""
+        known = self._table.get(self._stream_id, [])
+        if self._registration in known:
+            known.remove(self._registration)
+            if not known:
+                self._table.pop(self._stream_id, None)
+        await self._registration.dispose()

@@ -1,0 +1,65 @@
+"""The newest generation of a stream id, watched: what a reader that waits, or stays over several turns, waits for.
+
+The job record is the truth. The bucket republishes its changes, which makes waiting quick; that path may lose
+messages like any live path, so while nothing comes the record is read again, and after every reconnect (C11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import JobRecord, read_record
+from natsjobs.engine.ports import Incoming, Interest
+from natsjobs.errors import UnavailableError
+
+
+class Turns:
+    """Waits for generations of one stream id."""
+
+    def __init__(self, context: Context, stream_id: str) -> None:
+        """Nothing happens before ``open``."""
+        self._context, self._stream_id = context, stream_id
+        self._interest: Interest | None = None
+        self._forget: Callable[[], None] | None = None
+        self._news = asyncio.Event()
+        self.closed = False
+
+    async def open(self) -> None:
+        """Listen; when it returns no later generation is missed."""
+        subjects = self._context.subjects
+        key = subjects.record("job", self._stream_id)
+        subject = subjects.changes_prefix + key[len(subjects.record_prefix) :]
+        self._interest = await self._context.link.bus.subscribe(subject, self._on_change)
+        self._forget = self._context.link.on_reconnect(self._news.set)
+
+    def _on_change(self, _: Incoming) -> None:
+        self._news.set()
+
+    async def close(self) -> None:
+        """Stop listening; who waits is woken and finds it closed."""
+        self.closed = True
+        self._news.set()
+        if self._forget is not None:
+            self._forget()
+        if self._interest is not None:
+            await self._interest.unsubscribe()
+
+    async def wait(self, *, after: str | None, timeout: float | None = None) -> JobRecord | None:
+        """The record as soon as its generation is another than ``after``; ``None``: closed, or not in time."""
+        look, quiet = self._context.config.timing.look, 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not self.closed:
+                    self._news.clear()
+                    with contextlib.suppress(UnavailableError):
+                        record = await read_record(self._context, self._stream_id)
+                        if record is not None and record.generation != after:
+                            return record
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min(look * 2 ** min(quiet, 3), look * 5)):
+                            await self._news.wait()
+                    quiet += 1
+        return None

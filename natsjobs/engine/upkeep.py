@@ -1,0 +1,244 @@
+"""What happens by itself: inactivity, retention, and the sweep that repairs what nobody saw.
+
+A running job is ended by a terminal record, never by a TTL (A8). Nothing is removed by stream id: generations are
+listed first, then the record is read, then those are removed that it does not name and that are old enough not to
+belong to a create under way. Logs leave one at a time with pauses, because removal holds the stream (A9).
+No decision compares two machines' clocks: ages are differences of the server's own times (C6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+
+from natsjobs.engine import wire
+from natsjobs.engine.appender import find_terminal
+from natsjobs.engine.context import Context
+from natsjobs.engine.creation import remove_log
+from natsjobs.engine.jobs import JobRecord, active_key, drop_active, mark_ended, put_active, record_of
+from natsjobs.engine.liveness import Liveness
+from natsjobs.engine.patience import patiently
+from natsjobs.engine.ports import StreamMissingError
+from natsjobs.engine.records import ConflictError, Slot
+from natsjobs.engine.runs import Run, Runs, lost_end
+from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
+from natsjobs.models import EndReason
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_FACTOR = 10  # after a removal wait ten times as long as it took (A9)
+
+
+class Upkeep:
+    """Background work of one replica."""
+
+    def __init__(self, context: Context, runs: Runs, liveness: Liveness) -> None:
+        """Nothing happens before ``start``."""
+        self._context, self._runs, self._liveness = context, runs, liveness
+
+    def start(self) -> None:
+        """Begin; the context's tasks end it."""
+        self._context.spawn(self._tick_for_ever(), "natsjobs upkeep")
+        self._context.spawn(self._sweep_for_ever(), "natsjobs sweep")
+
+    async def _tick_for_ever(self) -> None:
+        limit = self._context.config.retention.running
+        interval = min(self._context.config.timing.renew, limit / 4 if limit > 0 else 3.0)
+        while True:
+            await asyncio.sleep(max(0.05, interval))
+            try:
+                await self._tick()
+            except NatsJobsError as error:
+                _log.info("upkeep: %s; trying again", error)
+
+    async def _tick(self) -> None:
+        await self._runs.retry_unstored()
+        self._runs.forget_idle()
+        limit, now = self._context.config.retention.running, time.monotonic()
+        for run in list(self._runs.owned.values()):
+            if limit <= 0:
+                break
+            if now - run.active_at > limit:
+                await self._expire(run)
+            elif run.active_at > run.touched_at and now - run.touched_at > limit / 4:
+                await self._runs.touch(run)
+        await self._retire()
+
+    async def _expire(self, run: Run) -> None:
+        """Inactive as far as this replica knows; others may have written, so the log is asked first."""
+        stream_id, generation = run.job.stream_id, run.job.generation
+        idle = await self._idle_time(stream_id, generation)
+        limit = self._context.config.retention.running
+        if idle is not None and idle < limit:
+            run.active_at = time.monotonic() - idle
+            return
+        _log.warning("job %s had no activity for %.0f s and ends", stream_id, limit)
+        await self._end(stream_id, generation, EndReason.EXPIRED)
+
+    async def _idle_time(self, stream_id: str, generation: str) -> float | None:
+        events = self._context.link.events
+        scope = self._context.subjects.scope(stream_id, generation)
+        newest = await patiently(lambda: events.last(scope), limit=self._context.patience)
+        if newest is None:
+            return None
+        state = await patiently(events.state, limit=self._context.patience)
+        return max(0.0, state.now - newest.time)
+
+    async def _end(self, stream_id: str, generation: str, reason: EndReason) -> bool:
+        texts = {
+            EndReason.EXPIRED: "the job had no activity for too long",
+            EndReason.OWNER_LOST: "the process that ran this job is gone",
+        }
+        end = lost_end(texts[reason], reason)
+        try:
+            terminal, _ = await self._runs.end(stream_id, generation, end)
+        except JobClosedError:
+            gone = wire.Terminal(wire.EventType("error"), 0, 0, "", reason, None, end.data)
+            return await mark_ended(self._context, stream_id, generation, gone) is not None
+        return terminal.request == end.request
+
+    async def _retire(self) -> None:
+        """Remove the logs whose retention is over, of the generations that this replica ended."""
+        due = time.monotonic()
+        while self._runs.retired and self._runs.retired[0][0] <= due:
+            _, stream_id, generation = self._runs.retired.pop(0)
+            began = time.monotonic()
+            try:
+                await remove_log(self._context, stream_id, generation)
+            except (NatsJobsError, StreamMissingError) as error:
+                _log.info("the log of %s stays until max_age: %s", stream_id, error)
+            await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)
+
+    async def _sweep_for_ever(self) -> None:
+        interval = self._context.config.timing.sweep
+        await asyncio.sleep(interval * random.uniform(0.02, 0.1))  # noqa: S311 - replicas start together
+        while True:
+            try:
+                await self.sweep()
+            except NatsJobsError as error:
+                _log.info("sweep: %s; the next one tries again", error)
+            await asyncio.sleep(interval * random.uniform(0.8, 1.2))  # noqa: S311
+
+    # -- the sweep ----------------------------------------------------------------------------------------------
+
+    async def sweep(self) -> int:
+        """Repair everything that can be seen to be wrong; how many jobs and stale entries were ended or removed."""
+        context, subjects = self._context, self._context.subjects
+        try:
+            logs = await patiently(lambda: context.link.events.subjects(subjects.all_events), limit=context.patience)
+        except StreamMissingError as error:
+            raise UnavailableError(f"the events stream does not exist: {error}; run `natsjobs setup`") from None
+        slots = await context.records.list(subjects.records("job"))
+        entries = await context.records.list(subjects.records("active"))
+        alive = await self._liveness.look()
+        now = (await patiently(context.link.records.state, limit=context.patience)).now
+        records = {record.stream_id: record for slot in slots if (record := record_of(slot)) is not None}
+        running = [record for record in records.values() if not record.status.is_terminal]
+        ended = 0
+        for record in running:
+            ended += await self._sweep_running(record, logs, now)
+        ended += await self._sweep_owners(running, alive)
+        ended += await self._sweep_index(entries, records)
+        await self._sweep_missing_index(entries, running)
+        await self._sweep_logs(logs, records)
+        return ended
+
+    async def _sweep_running(self, record: JobRecord, logs: dict[str, int], now: float) -> int:
+        """A record that says "running" although its log has ended, or has been silent for too long."""
+        subjects, limit = self._context.subjects, self._context.config.retention.running
+        if (end := subjects.end(record.stream_id, record.generation)) in logs:
+            newest = await patiently(lambda: self._context.link.events.last(end), limit=self._context.patience)
+            terminal = await find_terminal(self._context.link, end, newest) if newest is not None else None
+            if terminal is not None:
+                return int(await mark_ended(self._context, record.stream_id, record.generation, terminal) is not None)
+        if limit > 0 and now - record.time > limit and (record.stream_id, record.generation) not in self._runs.owned:
+            idle = await self._idle_time(record.stream_id, record.generation)
+            if idle is None or idle > limit:
+                return int(await self._end(record.stream_id, record.generation, EndReason.EXPIRED))
+        return 0
+
+    async def _sweep_owners(self, running: list[JobRecord], alive: set[str]) -> int:
+        """Owners without a lease are judged; runs that a living owner does not have are over (A4)."""
+        by_owner: dict[str, list[tuple[str, str]]] = {}
+        for record in running:
+            if record.job.owner is not None:
+                by_owner.setdefault(record.job.owner, []).append((record.stream_id, record.generation))
+        ended = 0
+        for owner, runs in by_owner.items():
+            if owner == self._context.replica_id:
+                missing = [run for run in runs if run not in self._runs.owned]
+            elif owner in alive:
+                missing = await self._liveness.missing_runs(owner, runs) or []
+            else:
+                self._liveness.suspect(owner)
+                continue
+            ended += await self._liveness.end_lost(missing)
+        return ended
+
+    async def _sweep_index(self, entries: list[Slot], records: dict[str, JobRecord]) -> int:
+        """Index entries whose job is gone or has ended."""
+        dropped = 0
+        for slot in entries:
+            parts = self._context.subjects.split_record(slot.key)
+            if parts is None or len(parts) != 3:  # noqa: PLR2004
+                continue
+            record, generation = records.get(parts[2]), (slot.value or {}).get("generation")
+            if record is None:
+                if not await self._is_starting(parts[2], str(generation)):
+                    dropped += await self._drop_entry(slot)
+            elif record.status.is_terminal and record.generation == generation:
+                await drop_active(self._context, record)
+            elif record.generation != generation or record.job.user_id != parts[1]:
+                dropped += await self._drop_entry(slot) if str(generation) < record.generation else 0
+        return dropped
+
+    async def _is_starting(self, stream_id: str, generation: str) -> bool:
+        return (stream_id, generation) in self._runs.owned
+
+    async def _drop_entry(self, slot: Slot) -> int:
+        try:
+            await self._context.records.remove(slot.key, expect=slot.revision)
+        except ConflictError:
+            return 0
+        return 1
+
+    async def _sweep_missing_index(self, entries: list[Slot], running: list[JobRecord]) -> None:
+        """Running jobs that no list shows: their creator died between record and index (B5)."""
+        listed = {slot.key: (slot.value or {}).get("generation") for slot in entries}
+        for record in running:
+            if listed.get(active_key(self._context, record.job)) != record.generation:
+                current = record_of(await self._context.records.read(self._job_key(record)))
+                if current is not None and current.generation == record.generation and not current.status.is_terminal:
+                    await put_active(self._context, current.job)
+
+    def _job_key(self, record: JobRecord) -> str:
+        return self._context.subjects.record("job", record.stream_id)
+
+    async def _sweep_logs(self, logs: dict[str, int], records: dict[str, JobRecord]) -> None:
+        """Logs that no record names: a create that died, a generation that was replaced, a job that expired."""
+        subjects, events = self._context.subjects, self._context.link.events
+        found = {(parts[0], parts[1]) for name in logs if (parts := subjects.split_event(name)) is not None}
+        for stream_id, generation in found:
+            known = records.get(stream_id)
+            if known is not None and known.generation == generation:
+                continue
+            record = record_of(await self._context.records.read(subjects.record("job", stream_id)))
+            if (record is not None and record.generation == generation) or (stream_id, generation) in self._runs.owned:
+                continue
+            newest = await patiently(
+                lambda ids=(stream_id, generation): events.last(subjects.scope(*ids)), limit=self._context.patience
+            )
+            if newest is None:
+                continue
+            entry = wire.decode(newest.body)
+            now = (await patiently(events.state, limit=self._context.patience)).now
+            if now - newest.time < self._context.config.retention.orphan or (entry and entry.type == "gone"):
+                continue
+            began = time.monotonic()
+            try:
+                await remove_log(self._context, stream_id, generation)
+            except (NatsJobsError, StreamMissingError) as error:
+                _log.info("an orphaned log of %s stays: %s", stream_id, error)
+            await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)

@@ -1,0 +1,273 @@
+"""Bodies and cursors, version 1. Pure: bytes in, values out; the only place that spells a body.
+
+A message in a generation's log is one JSON object whose ``type`` is one of:
+
+==================  =======  =============================================================================
+type                subject  means
+==================  =======  =============================================================================
+``open``            .log     the first message; nothing is ever appended to a log that has none (A6)
+``events``          .log     one or more events, the first has ``index``
+``part``            .log     one piece of an event above ``max_payload``; ``part`` is [k, n]
+``cleared``         .log     tombstone of a log that goes on at ``index``
+``gone``            both     tombstone of a log that is over
+``final``           .end     one piece of a large final event, directly before its terminal record
+``done`` …          .end     ``done``, ``error`` or ``aborted``: the terminal record; ``index`` counts the events
+==================  =======  =============================================================================
+
+Every message names its ``writer``, a random token per appender, so that a writer whose acknowledgement was lost
+recognises its own message (A5). Types that this version does not know are kept: their index counts (C5).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from typing import Any, Final
+
+import msgspec
+
+from natsjobs.errors import EventTooLargeError, InvalidCursorError, InvalidEventError
+from natsjobs.models import EndReason, EventType, JobStatus
+
+_log = logging.getLogger(__name__)
+
+TERMINAL: Final = frozenset({"done", "error", "aborted"})
+STATUS_OF: Final = {"done": JobStatus.COMPLETE, "error": JobStatus.ERROR, "aborted": JobStatus.ABORTED}
+KIND_OF: Final = {status.value: kind for kind, status in STATUS_OF.items()}
+
+_BASE32 = "0123456789abcdefghijklmnopqrstuv"
+_CURSOR = re.compile(r"([0-9a-v]{19})-([0-9]{10})-([0-9]{1,18})\Z")
+_encoder = msgspec.json.Encoder()
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One decoded log message; which fields matter depends on ``type``."""
+
+    type: str
+    index: int = 0
+    writer: str = ""
+    events: list[msgspec.Raw] = []
+    part: tuple[int, int] | None = None
+    first: int = 0
+    previous: int = 0
+    reason: str | None = None
+    request: str | None = None
+    owner: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def next_index(self) -> int:
+        """The index after this message: what the next writer has to use."""
+        if self.type == "events":
+            return self.index + len(self.events)
+        if self.type == "part":
+            return self.index + 1 if self.part and self.part[0] == self.part[1] - 1 else self.index
+        if self.type in _TAKES_NO_INDEX:
+            return self.index
+        return self.index + 1
+
+
+_TAKES_NO_INDEX = TERMINAL | {"open", "cleared", "gone", "final"}
+_decoder = msgspec.json.Decoder(Entry)
+
+
+def decode(body: bytes) -> Entry | None:
+    """The entry, or ``None`` for bytes that somebody else put into our subject (logged)."""
+    try:
+        entry = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        _log.warning("skipped a message in an event log that is not ours: %.80r", body)
+        return None
+    if entry.index < 0 or (entry.part is not None and not 0 <= entry.part[0] < entry.part[1]):
+        _log.warning("skipped a message in an event log with impossible numbers: %.80r", body)
+        return None
+    return entry
+
+
+def encode_event(event: Any, *, limit: int, enc_hook: Any = None) -> bytes:
+    """An event as one line of JSON.
+
+    Raises:
+        InvalidEventError: It has no JSON form.
+        EventTooLargeError: It has more than ``limit`` bytes.
+    """
+    if isinstance(event, msgspec.Raw):
+        raw = bytes(event)
+        try:
+            msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidEventError(f"the msgspec.Raw event is not one JSON value: {error}") from None
+    elif isinstance(event, bytes | bytearray | memoryview):
+        raise InvalidEventError("an event of bytes has no JSON form; decode it, or wrap encoded JSON in msgspec.Raw")
+    else:
+        raw = _encode_checked(event, enc_hook)
+    if len(raw) > limit:
+        raise EventTooLargeError(len(raw), limit)
+    return raw
+
+
+def _encode_checked(event: Any, enc_hook: Any) -> bytes:
+    encoder = _encoder if enc_hook is None else msgspec.json.Encoder(enc_hook=enc_hook)
+    try:
+        raw = encoder.encode(event)
+    except (TypeError, ValueError, NotImplementedError, OverflowError, RecursionError) as error:
+        raise InvalidEventError(
+            f"an event of type {type(event).__name__} has no JSON form: {error}; "
+            'pass plain data (pydantic: model_dump(mode="json")), or set Config(enc_hook=...)'
+        ) from None
+    if b"null" in raw and _has_no_number(event, 0, enc_hook):
+        raise InvalidEventError("NaN and Infinity have no JSON form")
+    return raw
+
+
+def _has_no_number(value: Any, depth: int, enc_hook: Any) -> bool:
+    """Whether a NaN or an Infinity is inside: msgspec writes them as ``null``, which would lose them silently."""
+    if isinstance(value, float):
+        return value != value or value in (float("inf"), float("-inf"))  # noqa: PLR0124
+    if value is None or isinstance(value, str | int | bytes):
+        return False
+    if isinstance(value, dict):
+        return any(_has_no_number(v, depth + 1, enc_hook) for v in value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_has_no_number(v, depth + 1, enc_hook) for v in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    try:
+        plain = msgspec.to_builtins(value, enc_hook=enc_hook)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return plain is not value and _has_no_number(plain, depth + 1, enc_hook)
+
+
+# -- building bodies ------------------------------------------------------------------------------------------------
+
+
+def open_body(owner: str, writer: str) -> bytes:
+    """The first message of a log."""
+    return _encoder.encode({"type": "open", "index": 0, "owner": owner, "writer": writer})
+
+
+def events_body(index: int, writer: str, events: list[bytes]) -> bytes:
+    """Several events in one message; they are already JSON and are not looked at again."""
+    return b'{"type":"events","index":%d,"writer":"%s","events":[%s]}' % (index, writer.encode(), b",".join(events))
+
+
+def part_body(kind: str, index: int, writer: str, part: tuple[int, int], first: int, data: str) -> bytes:
+    """One piece (``kind``: ``part`` or ``final``); ``first`` is the sequence of piece 0, 0 in piece 0 itself."""
+    return _encoder.encode({"type": kind, "index": index, "writer": writer, "part": part, "first": first, "data": data})
+
+
+def tombstone_body(kind: str, index: int, writer: str) -> bytes:
+    """``cleared`` (the log goes on at ``index``) or ``gone``."""
+    return _encoder.encode({"type": kind, "index": index, "writer": writer})
+
+
+def end_body(  # noqa: PLR0913 - one argument per field of the record
+    kind: str,
+    index: int,
+    writer: str,
+    *,
+    previous: int,
+    reason: EndReason | None,
+    request: str | None,
+    data: bytes,
+    first: int = 0,
+) -> bytes:
+    """A terminal record. ``previous`` is the sequence before it; ``first``: where the pieces of ``data`` begin."""
+    fields: dict[str, Any] = {"type": kind, "index": index, "writer": writer, "previous": previous}
+    if reason is not None:
+        fields["reason"] = reason.value
+    if request is not None:
+        fields["request"] = request
+    if first:
+        fields["first"] = first
+    fields["data"] = msgspec.Raw(data)
+    return _encoder.encode(fields)
+
+
+def split_text(raw: bytes, size: int) -> list[str]:
+    """JSON bytes in pieces of at most ``size`` bytes, never inside a character."""
+    pieces: list[str] = []
+    start = 0
+    while start < len(raw):
+        stop = min(start + size, len(raw))
+        while stop < len(raw) and raw[stop] & 0xC0 == 0x80:  # noqa: PLR2004 - a UTF-8 continuation byte
+            stop -= 1
+        pieces.append(raw[start:stop].decode())
+        start = stop
+    return pieces
+
+
+def ascii_json(value: Any) -> bytes:
+    """One line of ASCII JSON: ``nats kv get`` prints anything else as base64."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+# -- ids and cursors ------------------------------------------------------------------------------------------------
+
+
+def random_token(chars: int = 10) -> str:
+    """Random base 32 digits, 5 bits each."""
+    return "".join(_BASE32[b & 31] for b in secrets.token_bytes(chars))
+
+
+def generation_id(created_at: int) -> str:
+    """A new generation id: 9 digits of time, so that a stream id's generations sort, and 50 random bits (C6)."""
+    digits = ""
+    for _ in range(9):
+        digits = _BASE32[created_at & 31] + digits
+        created_at >>= 5
+    return digits + random_token()
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """A reader's position: it has read ``position`` records of ``generation`` (a terminal record counts as one)."""
+
+    generation: str
+    position: int
+    hint: int
+
+    def __str__(self) -> str:
+        return f"{self.generation}-{self.position:010d}-{self.hint}"
+
+    @staticmethod
+    def parse(text: object) -> Cursor:
+        """Read one back.
+
+        Raises:
+            InvalidCursorError: It was not written by this library.
+        """
+        match = _CURSOR.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise InvalidCursorError(text)
+        return Cursor(match[1], int(match[2]), int(match[3]))
+
+
+class Terminal(msgspec.Struct, frozen=True):
+    """A terminal record as read from the log. ``raw``: its data as JSON."""
+
+    type: EventType
+    index: int
+    seq: int
+    writer: str
+    reason: EndReason | None
+    request: str | None
+    raw: bytes
+
+    @property
+    def status(self) -> JobStatus:
+        """The job status that belongs to it."""
+        return STATUS_OF[self.type.value]
+
+    @staticmethod
+    def of(entry: Entry, seq: int, raw: bytes | None = None) -> Terminal:
+        """From a terminal entry; ``raw`` when its data was stored in pieces before it."""
+        return Terminal(
+            EventType(entry.type),
+            entry.index,
+            seq,
+            entry.writer,
+            EndReason(entry.reason) if entry.reason else None,
+            entry.request,
+            bytes(entry.data) if raw is None else raw,
+        )

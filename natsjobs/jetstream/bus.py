@@ -1,0 +1,82 @@
+"""The port ``Bus``: core subjects over the wire, at most once, nothing stored and nothing sent late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
+from natsjobs.jetstream.faults import RequestFailedError
+from natsjobs.jetstream.headers import header_of, marker_of, status_of
+from natsjobs.jetstream.inbox import WireInterest
+from natsjobs.jetstream.wire import Wire
+
+_NOBODY = 503
+
+
+class NatsBus:
+    """Core subjects as one link sees them: implements the port ``Bus``."""
+
+    def __init__(self, wire: Wire, *, request: float) -> None:
+        """``request``: how long ``subscribe`` may take."""
+        self._wire = wire
+        self._request = request
+
+    async def publish(self, subject: str, body: bytes) -> None:
+        """Send and forget; while the connection is away, only forget.
+
+        Raises:
+            EventTooLargeError: Larger than the server takes; nothing was sent.
+        """
+        await self._wire.publish(subject, body)
+
+    async def subscribe(self, subject: str, handler: BusHandler) -> WireInterest:
+        """Call ``handler`` for every message that is published after this has returned.
+
+        Raises:
+            UnavailableError: The connection is away for longer than ``timing.request``, or a permission is missing.
+        """
+
+        def receive(subject: str, reply: str, body: bytes, headers: bytes) -> None:
+            if not headers:
+                handler(Incoming(subject, body, reply, 0))
+                return
+            seq = header_of(headers, b"Nats-Sequence")
+            handler(Incoming(subject, body, reply, int(seq) if seq else 0, marker_of(headers)))
+
+        return await self._wire.subscribe(subject, receive, limit=self._request)
+
+    async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:
+        """The first answer. Raises as the port says."""
+
+        def take(body: bytes, headers: bytes) -> tuple[bytes, int]:
+            return body, status_of(headers)
+
+        try:
+            answer, status = await self._wire.request(subject, body, take, limit=timeout)
+        except RequestFailedError as error:
+            raise NoReplyError(f"{subject}: {error}") from None
+        if status == _NOBODY:
+            raise NoRespondersError(subject)
+        return bytes(answer)
+
+    async def gather(
+        self, subject: str, body: bytes, *, timeout: float, enough: Callable[[list[bytes]], bool] | None = None
+    ) -> list[bytes]:
+        """All answers in ``timeout`` seconds, or until ``enough(answers)``. Raises as the port says."""
+        answers: list[bytes] = []
+
+        def take(body: bytes, headers: bytes) -> int | None:
+            if status_of(headers) == _NOBODY:
+                return _NOBODY
+            answers.append(body)
+            return 200 if enough is not None and enough(answers) else None
+
+        try:
+            status = await self._wire.request(subject, body, take, limit=timeout)
+        except RequestFailedError as error:
+            if not answers:
+                raise NoReplyError(f"{subject}: {error}") from None
+            status = 0
+        if status == _NOBODY and not answers:
+            raise NoRespondersError(subject)
+        return answers

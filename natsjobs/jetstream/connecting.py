@@ -1,0 +1,144 @@
+"""How a connection of our own is opened and comes back: options, jitter, which server next.
+
+Owns the numbers of reconnecting. It does not watch the connection; ``wire`` does, and asks for a new one when nats-py
+has closed the old one for good (an expired token, credentials changed under it, an oversized message).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import logging
+import random
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nats.aio.client import Client, Server
+
+from natsjobs.config import RECONNECT_WAIT
+from natsjobs.errors import ConfigError, UnavailableError
+from natsjobs.jetstream.faults import translated
+
+_log = logging.getLogger(__name__)
+
+OURS = frozenset(
+    {
+        "allow_reconnect",
+        "closed_cb",
+        "disconnected_cb",
+        "error_cb",
+        "max_reconnect_attempts",
+        "reconnect_time_wait",
+        "reconnect_to_server_handler",
+        "reconnected_cb",
+        "servers",
+    }
+)
+"""Options of ``nats.connect`` that are not the user's."""
+
+_DEFAULTS: dict[str, Any] = {"name": "natsjobs", "ping_interval": 10, "max_outstanding_pings": 2}
+_FIRST_WAIT = 0.05
+_REFUSED = ("authorization", "authentication", "user jwt", "credentials")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what nats-py would refuse later, and what is ours.
+
+    Raises:
+        ConfigError: ``field`` names the option.
+    """
+    known = set(inspect.signature(Client.connect).parameters) - {"self"}
+    for name in options:
+        if name in OURS:
+            raise ConfigError(name, "reconnecting and callbacks are natsjobs' own; leave this option out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known - OURS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(name, f"no option of nats.connect{hint}")
+
+
+class Dialer:
+    """Opens connections to one set of servers, each with the same options."""
+
+    def __init__(self, servers: str | Iterable[str], options: Mapping[str, Any]) -> None:
+        """``servers``: URLs, or one string of them with commas.
+
+        Raises:
+            ConfigError: An option is unknown or not the user's.
+        """
+        check_options(options)
+        urls = servers.split(",") if isinstance(servers, str) else servers
+        self.servers = [url.strip() for url in urls if url.strip()]
+        if not self.servers:
+            raise ConfigError("servers", "name at least one server, like nats://localhost:4222")
+        self.tried_at = time.monotonic()
+        self._options = {**_DEFAULTS, **options}
+        self._avoid: str | None = None
+
+    async def dial(self, limit: float) -> Client:
+        """A connected client; it reconnects for ever by itself.
+
+        Raises:
+            UnavailableError: No server answered within ``limit`` seconds, or it refused the credentials.
+            ConfigError: An option has an impossible value.
+        """
+        nc = Client()
+        trouble: list[str] = []
+        opening = True
+
+        async def note(error: Exception) -> None:
+            text = str(error) or type(error).__name__
+            if not opening:
+                _log.info("connection to NATS: %s", text)
+                return
+            trouble.append(text)
+            if any(word in text.lower() for word in _REFUSED):  # leaves `connect`, which would try for ever
+                raise UnavailableError(f"NATS refused the connection: {text}; check the credentials")
+
+        try:
+            with translated(f"connecting to {self._named()}"):
+                async with asyncio.timeout(limit):
+                    await nc.connect(
+                        servers=self.servers,
+                        error_cb=note,
+                        max_reconnect_attempts=-1,
+                        reconnect_time_wait=_FIRST_WAIT,  # type: ignore[arg-type]  # seconds, floats work
+                        reconnect_to_server_handler=self._next,
+                        **self._options,
+                    )
+        except BaseException as error:
+            opening = False
+            await nc.close()
+            if isinstance(error, UnavailableError) and isinstance(error.__cause__, TimeoutError):
+                raise UnavailableError(
+                    f"no NATS server answered at {self._named()} within {limit:g} s"
+                    f"{f' ({trouble[-1]})' if trouble else ''}; check the address and that it runs"
+                ) from None
+            raise
+        opening = False
+        return nc
+
+    def avoid(self, nc: Client) -> bool:
+        """Go to another server than the present one at the next reconnect; whether there is another."""
+        url = nc.connected_url
+        self._avoid = url.netloc if url else None
+        return len(nc.server_pool) > 1
+
+    def _next(self, servers: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
+        """nats-py asks before every attempt: where, and after how many seconds. Must not fail, it would spin."""
+        del info
+        self.tried_at = time.monotonic()
+        if not servers:
+            return None, RECONNECT_WAIT
+        others = [server for server in servers if server.uri.netloc != self._avoid] or servers
+        self._avoid = None
+        least = min(server.reconnects for server in others)
+        chosen = random.choice([server for server in others if server.reconnects == least])  # noqa: S311
+        longest = min(RECONNECT_WAIT, _FIRST_WAIT * 2 ** min(least, 10))
+        return chosen, random.uniform(0, longest)  # noqa: S311 - spreads reconnects, no secret
+
+    def _named(self) -> str:
+        """The servers without the passwords that their URLs may hold."""
+        return ", ".join(url.rsplit("@", 1)[-1] for url in self.servers)

@@ -1,0 +1,316 @@
+"""The port ``Stream``: one JetStream stream, by requests on the wire and without a consumer.
+
+Owns how an append, a leader read and a page look on the wire, and what the answers mean. Appends carry their condition
+in headers, so the server decides; reads that decide something go to the leader (``STREAM.MSG.GET``), pages come from
+any replica (batch direct get). A read is repeated when the connection breaks under it; an append never is.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from natsjobs.engine.ports import Message, StreamMissingError, StreamState, WrongSequenceError
+from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
+from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
+from natsjobs.jetstream.headers import header_of, marker_of, seconds_of, status_of
+from natsjobs.jetstream.wire import AWAY_WAIT, Wire
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HEADER_ROOM = 1024
+"""What is left for headers below ``max_payload``."""
+_LOOK_EVERY = 1.0
+_NOBODY = 503
+
+
+class _Ack(msgspec.Struct, frozen=True):
+    stream: str = ""
+    seq: int = 0
+    domain: str = ""
+    error: ServerError | None = None
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _Found(msgspec.Struct, frozen=True):
+    message: _Stored | None = None
+    error: ServerError | None = None
+
+
+class _Numbers(msgspec.Struct, frozen=True):
+    last_seq: int = 0
+    bytes: int = 0
+    subjects: dict[str, int] | None = None
+
+
+class _Limits(msgspec.Struct, frozen=True):
+    max_bytes: int = -1
+
+
+class _Info(msgspec.Struct, frozen=True):
+    created: str = ""
+    ts: str = ""
+    total: int = 0
+    offset: int = 0
+    state: _Numbers = _Numbers()
+    config: _Limits = _Limits()
+    error: ServerError | None = None
+
+
+_ack = msgspec.json.Decoder(_Ack)
+_found = msgspec.json.Decoder(_Found)
+_info = msgspec.json.Decoder(_Info)
+_encode = msgspec.json.Encoder().encode
+
+
+class NatsStream:
+    """One stream, as one link sees it: implements the port ``Stream``."""
+
+    def __init__(
+        self, wire: Wire, name: str, *, prefix: str, request: float, missing: Callable[[], Awaitable[None]]
+    ) -> None:
+        """``prefix``: of the JetStream API. ``missing`` is awaited when the server does not know the stream."""
+        self.name = name
+        self.domain: str | None = None
+        self._wire = wire
+        self._request = request
+        self._missing = missing
+        self._get = f"{prefix}.STREAM.MSG.GET.{name}"
+        self._direct = f"{prefix}.DIRECT.GET.{name}"
+        self._about = f"{prefix}.STREAM.INFO.{name}"
+        self._looked = -math.inf
+
+    async def append(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        expect: int | None = None,
+        scope: str | None = None,
+        ttl: float | None = None,
+        rollup: bool = False,
+        marker: bool = False,
+    ) -> int:
+        """Store one message; its sequence. Raises as the port says, or ``EventTooLargeError`` before it sends."""
+        limit = self._wire.max_payload - HEADER_ROOM
+        if len(body) > limit:
+            raise EventTooLargeError(len(body), limit)
+        headers: dict[str, str] = {}
+        if expect is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect)
+            if scope is not None:
+                headers["Nats-Expected-Last-Subject-Sequence-Subject"] = scope
+        if ttl is not None:
+            headers["Nats-TTL"] = str(max(1, math.ceil(ttl)))
+        if marker:
+            headers["KV-Operation"] = "PURGE"
+        if rollup or marker:
+            headers["Nats-Rollup"] = "sub"
+        doing, started = f"appending to {subject}", time.monotonic()
+        try:
+            ack: _Ack = await self._wire.request(
+                subject, body, self._take_ack, limit=self._request, headers=headers, wait=AWAY_WAIT
+            )
+        except RequestFailedError as error:
+            raise self._failed(error, doing, started, write=True) from None
+        if not ack.stream and ack.error is None:
+            await self._nobody(doing, started)
+        if ack.error is not None:
+            raise await self._refused(ack.error, doing, started)
+        self._wire.went_well()
+        return ack.seq
+
+    async def next(self, subject_filter: str, seq: int = 1) -> Message | None:
+        """The first message at or after ``seq`` that matches, read at the leader. Raises as the port says."""
+        return await self._read({"seq": max(1, seq), "next_by_subj": subject_filter})
+
+    async def last(self, subject_filter: str) -> Message | None:
+        """The newest message that matches, read at the leader. Raises as the port says."""
+        return await self._read({"last_by_subj": subject_filter})
+
+    async def page(self, subject_filter: str, seq: int, *, batch: int = 64, max_bytes: int = 524_288) -> list[Message]:
+        """Up to ``batch`` messages that match, from ``seq`` on, from any replica. Raises as the port says."""
+        doing = f"reading a page of {self.name}"
+        query = _encode({"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter})
+        page: list[Message] = []
+
+        def take(body: bytes, headers: bytes) -> int | None:
+            if status := status_of(headers):
+                return status
+            page.append(_direct_message(body, headers))
+            return None
+
+        def again() -> None:
+            page.clear()
+
+        started = time.monotonic()
+        try:
+            status: int = await self._repeat(self._direct, query, take, again)
+        except RequestFailedError as error:
+            if page:  # in order and without a hole, as far as it goes
+                return page
+            raise self._failed(error, doing, started) from None
+        if status == _NOBODY:
+            await self._nobody(doing, started)
+        elif status >= 400 and status != 404:  # 404: nothing there; others: the request was refused
+            raise await self._refused(ServerError(status, 0, "the request was refused"), doing, started)
+        self._wire.went_well()
+        return page
+
+    async def subjects(self, subject_filter: str) -> dict[str, int]:
+        """Subjects that match and hold messages, with their counts. Raises as the port says."""
+        found: dict[str, int] = {}
+        offset = 0
+        while True:
+            info = await self._ask({"subjects_filter": subject_filter, "offset": offset})
+            part = info.state.subjects or {}
+            found.update(part)
+            offset += len(part)
+            if not part or offset >= info.total:
+                return found
+
+    async def state(self) -> StreamState:
+        """The stream now. Raises as the port says."""
+        info = await self._ask(None)
+        return StreamState(
+            created=info.created,
+            last_seq=info.state.last_seq,
+            bytes=info.state.bytes,
+            max_bytes=info.config.max_bytes,
+            now=seconds_of(info.ts) if info.ts else time.time(),
+        )
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    async def _read(self, query: dict[str, Any]) -> Message | None:
+        found = await self._api(self._get, _encode(query), _found, f"reading {self.name}")
+        if (message := found.message) is None:
+            return None
+        marker = marker_of(message.hdrs) if message.hdrs else None
+        return Message(message.subject, message.seq, message.data, seconds_of(message.time), marker)
+
+    async def _ask(self, query: dict[str, Any] | None) -> _Info:
+        return await self._api(self._about, _encode(query) if query else b"", _info, f"asking about {self.name}")
+
+    async def _api(self, subject: str, query: bytes, decoder: msgspec.json.Decoder[T], doing: str) -> T:
+        """One request to the leader; the answer, which may say that there is no message but no other error."""
+
+        def take(body: bytes, headers: bytes) -> tuple[bytes, int]:
+            return body, status_of(headers)
+
+        started = time.monotonic()
+        try:
+            body, status = await self._repeat(subject, query, take)
+        except RequestFailedError as error:
+            raise self._failed(error, doing, started) from None
+        if status:
+            await self._nobody(doing, started)
+        try:
+            answer = decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise UnavailableError(f"{doing}: the answer is none of JetStream ({error})") from error
+        refused: ServerError | None = getattr(answer, "error", None)
+        if refused is not None and refused.err_code != NO_MESSAGE:
+            raise await self._refused(refused, doing, started)
+        self._wire.went_well()
+        return answer
+
+    async def _repeat(
+        self, subject: str, query: bytes, take: Callable[[bytes, bytes], Any], again: Callable[[], None] | None = None
+    ) -> Any:
+        """A read may be sent again when the connection broke under it."""
+        deadline = time.monotonic() + self._request
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return await self._wire.request(subject, query, take, limit=left, wait=AWAY_WAIT)
+            except RequestFailedError as error:
+                if not error.sent or error.denied or self._wire.ready or deadline - time.monotonic() < AWAY_WAIT:
+                    raise
+            if again is not None:
+                again()
+
+    def _take_ack(self, body: bytes, headers: bytes) -> _Ack | None:
+        if headers and status_of(headers):
+            return _Ack()
+        ack = _ack.decode(body)
+        if ack.error is not None and not ack.stream:
+            return ack
+        if ack.stream == self.name and (self.domain is None or ack.domain == self.domain):
+            return ack
+        if ack.error is not None and ack.stream == self.name and not ack.domain:
+            return ack  # refusals do not name the domain
+        _log.warning(
+            "stream %s in domain %r also stores what is meant for %s in %r; two domains must not share a namespace",
+            ack.stream, ack.domain, self.name, self.domain,
+        )  # fmt: skip
+        return None
+
+    # -- when it fails ------------------------------------------------------------------------------------------------
+
+    def _failed(
+        self, error: RequestFailedError, doing: str, started: float, *, write: bool = False
+    ) -> UnavailableError:
+        if not error.denied:
+            self._wire.went_wrong(started)
+        hint = "; give this user the permission" if error.denied else ""
+        return UnavailableError(f"{doing}: {error}{hint}", outcome_unknown=write and error.sent)
+
+    async def _refused(self, error: ServerError, doing: str, started: float) -> Exception:
+        """What the server's refusal means; a stream that is gone is made anew first, where that is allowed."""
+        found = of_server(error, doing)
+        if isinstance(found, StreamMissingError):
+            await self._missing()
+        if isinstance(found, UnavailableError) and not isinstance(found, StreamFullError):
+            self._wire.went_wrong(started)
+        elif isinstance(found, WrongSequenceError | StreamFullError):
+            self._wire.went_well()
+        return found
+
+    async def _nobody(self, doing: str, started: float) -> None:
+        """Nobody listens on a subject of the stream: it has no leader, or there is no such stream.
+
+        Raises:
+            StreamMissingError: The server says that there is none (asked at most once a second).
+            UnavailableError: It has no leader, or that cannot be told.
+        """
+        self._wire.went_wrong(started)
+        if started - self._looked >= _LOOK_EVERY:
+            self._looked = time.monotonic()
+            if await self._is_missing():
+                await self._missing()
+                raise StreamMissingError(f"{doing}: there is no stream {self.name}")
+        raise UnavailableError(
+            f"{doing}: no stream answers; {self.name} has no leader at the moment, or JetStream is off"
+        )
+
+    async def _is_missing(self) -> bool:
+        def take(body: bytes, headers: bytes) -> bool:
+            error = None if status_of(headers) else _info.decode(body).error
+            return error is not None and error.err_code == NO_STREAM
+
+        try:
+            return bool(await self._wire.request(self._about, b"", take, limit=min(1.0, self._request)))
+        except RequestFailedError:
+            return False
+
+
+def _direct_message(body: bytes, headers: bytes) -> Message:
+    subject = header_of(headers, b"Nats-Subject") or b""
+    seq = header_of(headers, b"Nats-Sequence") or b"0"
+    stored = header_of(headers, b"Nats-Time-Stamp") or b"1970-01-01T00:00:00Z"
+    return Message(subject.decode(), int(seq), body, seconds_of(stored.decode()), marker_of(headers))

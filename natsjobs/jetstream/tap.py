@@ -1,0 +1,328 @@
+"""The private parts of nats-py, touched here and nowhere else; with a way to do without most of them.
+
+Owns how bytes get into and out of a ``nats.aio.client.Client``, and its four callbacks. Everything above sees plain
+functions and raw header bytes. Three things are not to be had from nats-py's public names:
+
+- *Callbacks* of a connection that was given to us. They are chained (the user's go on working) and put back at the
+  end; without them a lost connection could not be noticed, so an unknown nats-py is refused.
+- *Lean delivery.* nats-py parses every header into a dictionary and wakes a task for every message, which is most of
+  the cost of a small one. Messages of our own subscriptions go straight from its parser to the handler.
+- *Sending without waiting.* ``Client.publish`` may swallow a cancellation and may buffer for hours what then arrives
+  late. Our commands go into its buffer in one step, and leave it again when the connection breaks (B9).
+
+Where a private name of the last two is missing, public calls are used instead: slower, the same results, except that
+what nats-py has buffered when a connection breaks is then sent after the reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+from weakref import WeakValueDictionary
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from natsjobs.errors import UnsupportedServerError
+from natsjobs.tasks import Tasks
+
+_log = logging.getLogger(__name__)
+
+Handler: TypeAlias = Callable[[str, str, bytes, bytes], None]
+"""Called with subject, reply subject, body and raw headers (``b""``: none); must not block."""
+
+_CALLBACKS = ("_disconnected_cb", "_reconnected_cb", "_closed_cb", "_error_cb")
+_DIRECT = ("_process_msg", "_pending", "_pending_data_size", "_flush_queue", "_pongs", "_transport", "_sid", "stats")
+_NEVER = 86_400
+_CROWDED = 4 * 1024 * 1024
+"""With more than this unsent, the socket is stuck: senders wait for room."""
+
+
+class Listener(Protocol):
+    """Who wants to know what happens to a connection."""
+
+    def on_disconnected(self) -> None:
+        """It broke, or was closed."""
+        ...
+
+    def on_connected(self) -> None:
+        """It is back, and all subscriptions with it."""
+        ...
+
+    def on_closed(self) -> None:
+        """It is closed for good."""
+        ...
+
+    def on_error(self, error: Exception) -> None:
+        """Something went wrong that no caller is waiting for, a denied permission for instance."""
+        ...
+
+
+class _Command(bytes):
+    """One of our commands in nats-py's buffer, to be found again there."""
+
+
+class Tap:
+    """One client, shared by all links on it. ``tap_of`` gives the one of a client."""
+
+    def __init__(self, nc: Client) -> None:
+        """Nothing is touched before the first ``add``."""
+        missing = [name for name in _CALLBACKS if not hasattr(nc, name)]
+        if missing:
+            raise UnsupportedServerError(
+                f"nats-py {getattr(nats, '__version__', '')} has no {', '.join(missing)}: natsjobs could not notice "
+                "a lost connection; install nats-py 2.16"
+            )
+        self.nc = nc
+        self.direct = all(hasattr(nc, name) for name in _DIRECT)
+        self._inner: Any = nc  # Any on purpose: private names from here on
+        self._public: Any = nc  # and here because nats-py leaves some of its types open
+        self._listeners: list[Listener] = []
+        self._handlers: dict[int, Handler] = {}
+        self._saved: dict[str, Any] = {}
+        self._ours: dict[str, Any] = {}
+        self._below: dict[str, Any] = {}
+        self._barriers: set[asyncio.Future[bool]] = set()
+        self._tasks = Tasks()
+
+    # -- what happens to the connection -----------------------------------------------------------------------------
+
+    def add(self, listener: Listener) -> None:
+        """Tell ``listener`` from now on."""
+        if not self._listeners:
+            self._install()
+        self._listeners.append(listener)
+
+    def remove(self, listener: Listener) -> None:
+        """Tell it no more. With the last one everything of ours is taken out of the client."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+            if not self._listeners:
+                self._uninstall()
+
+    def _install(self) -> None:
+        self._saved = {name: getattr(self._inner, name) for name in _CALLBACKS}
+        self._ours = {
+            "_disconnected_cb": self._disconnected,
+            "_reconnected_cb": self._reconnected,
+            "_closed_cb": self._closed,
+            "_error_cb": self._error,
+        }
+        if self.direct:
+            self._saved["_process_msg"] = self._inner._process_msg
+            self._ours["_process_msg"] = self._deliver
+        for name in self._ours.keys() - self._below.keys():
+            setattr(self._inner, name, self._ours[name])
+        self._saved |= self._below
+        self._below = {}
+
+    def _uninstall(self) -> None:
+        """Put back what was there; what somebody else put in meanwhile stays (ours below it only passes on)."""
+        for name, ours in self._ours.items():
+            theirs = self._saved[name]
+            if getattr(self._inner, name) != ours:
+                self._below[name] = theirs
+            elif name == "_process_msg" and getattr(theirs, "__func__", None) is Client._process_msg:  # pyright: ignore[reportPrivateUsage]
+                del self._inner._process_msg
+            else:
+                setattr(self._inner, name, theirs)
+
+    def _tell(self, event: str, *args: object) -> None:
+        for listener in list(self._listeners):
+            try:
+                getattr(listener, event)(*args)
+            except Exception:  # noqa: BLE001 - the others must be told as well
+                _log.exception("%s failed", event)
+
+    async def _disconnected(self) -> None:
+        if self.direct:
+            kept = [command for command in self._inner._pending if not isinstance(command, _Command)]
+            self._inner._pending = kept
+            self._inner._pending_data_size = sum(map(len, kept))
+        for barrier in self._barriers:
+            if not barrier.done():
+                barrier.set_result(False)
+        self._tell("on_disconnected")
+        await self._pass_on("_disconnected_cb")
+
+    async def _reconnected(self) -> None:
+        self._tell("on_connected")
+        await self._pass_on("_reconnected_cb")
+
+    async def _closed(self) -> None:
+        self._tell("on_closed")
+        await self._pass_on("_closed_cb")
+
+    async def _error(self, error: Exception) -> None:
+        self._tell("on_error", error)
+        await self._pass_on("_error_cb", error)
+
+    async def _pass_on(self, name: str, *args: object) -> None:
+        if (theirs := self._saved.get(name)) is not None:
+            await theirs(*args)
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        """Subscribe; the server knows of it only after ``barrier``.
+
+        Raises:
+            nats.errors.Error: The connection is closed or draining.
+        """
+        if not self.direct:
+
+            async def receive(msg: Msg) -> None:
+                handler(msg.subject, msg.reply, msg.data, _raw_headers(msg.headers))
+
+            return await self._public.subscribe(subject, cb=receive)
+        sid: int = self._inner._sid + 1  # taken by `subscribe` before it first waits
+        self._handlers[sid] = handler
+        try:
+            # With a future there is neither a task nor a queue; none is ever set, as we come before it.
+            never = asyncio.get_running_loop().create_future()
+            subscription: Subscription = await _uncancelled(self._public.subscribe(subject, future=never))
+        except BaseException:
+            self._handlers.pop(sid, None)
+            raise
+        return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """Stop; the handler is not called any more, from the moment of the call on."""
+        if self.direct:
+            self._handlers.pop(subscription._id, None)  # pyright: ignore[reportPrivateUsage]
+        with contextlib.suppress(NatsError):  # closed or draining: the interest goes with the connection
+            await _uncancelled(subscription.unsubscribe())
+
+    async def _deliver(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        handler = self._handlers.get(sid)
+        if handler is None:
+            await self._saved["_process_msg"](sid, subject, reply, data, headers)
+            return
+        stats = self._inner.stats
+        stats["in_msgs"] += 1
+        stats["in_bytes"] += len(data)
+        try:
+            handler(subject.decode(), reply.decode() if reply else "", data, headers or b"")
+        except Exception:  # noqa: BLE001 - anything that left here would end nats-py's reading for good
+            _log.exception("handler of %s failed", subject)
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    async def send(
+        self, subject: str, body: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Hand one message to the connection, which must be connected. In direct mode nothing waits in here.
+
+        Raises:
+            nats.errors.Error: In public mode only: the connection is closed or its buffer is full.
+        """
+        if not self.direct:
+            await _uncancelled(self.nc.publish(subject, body, reply=reply, headers=dict(headers) if headers else None))
+            return
+        if headers:
+            head = header_bytes(headers)
+            line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(body)}\r\n"
+            command = _Command(b"".join((line.encode(), head, body, b"\r\n")))
+        else:
+            command = _Command(b"".join((f"PUB {subject} {reply} {len(body)}\r\n".encode(), body, b"\r\n")))
+        inner = self._inner
+        inner.stats["out_msgs"] += 1
+        inner.stats["out_bytes"] += len(body)
+        inner._pending.append(command)
+        inner._pending_data_size += len(command)
+        self._kick()
+
+    def _kick(self) -> None:
+        queue = self._inner._flush_queue
+        if queue.empty():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    @property
+    def crowded(self) -> bool:
+        """More is unsent than a healthy socket leaves."""
+        return self.nc.pending_data_size > _CROWDED
+
+    async def barrier(self, limit: float) -> bool:
+        """Whether the server has, within ``limit`` seconds, processed everything that was sent so far.
+
+        nats-py's own ``flush`` writes its PING ahead of what it has buffered; and a PONG that comes after a time-out
+        or a cancellation of it ends nats-py's reading, so no future that waits for one may ever be cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[bool] = loop.create_future()
+        self._barriers.add(answered)
+        try:
+            if self.direct:
+                self._ping(answered)
+            else:
+                while self.nc.pending_data_size and self.nc.is_connected:  # noqa: ASYNC110 - nats-py tells nobody
+                    await asyncio.sleep(0)
+                self._flush(answered)
+            await asyncio.wait({answered}, timeout=limit)
+            return answered.done() and answered.result()
+        finally:
+            self._barriers.discard(answered)
+
+    def _flush(self, answered: asyncio.Future[bool]) -> None:
+        flush = self._tasks.spawn(self.nc.flush(timeout=_NEVER), "natsjobs flush")
+        flush.add_done_callback(lambda _: _succeed(answered))
+        # A broken connection forgets its PONGs, so then it may be cancelled, and must be.
+        answered.add_done_callback(lambda _: flush.cancel() if not answered.result() else None)
+
+    def _ping(self, answered: asyncio.Future[bool]) -> None:
+        inner = self._inner
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        pong.add_done_callback(lambda _: _succeed(answered))
+        if inner._pending:
+            inner._transport.writelines(inner._pending[:])
+            inner._pending = []
+        inner._pongs.append(pong)
+        inner._transport.write(b"PING\r\n")
+        inner._pending_data_size = 6  # above 0, or the flusher would not drain the transport
+        self._kick()
+
+
+_taps: WeakValueDictionary[int, Tap] = WeakValueDictionary()
+
+
+def tap_of(nc: Client) -> Tap:
+    """The tap of a client, the same for all that ask while any of them keeps it."""
+    tap = _taps.get(id(nc))
+    if tap is None or tap.nc is not nc:
+        tap = _taps[id(nc)] = Tap(nc)
+    return tap
+
+
+def header_bytes(headers: Mapping[str, str]) -> bytes:
+    """Headers as they go over the wire."""
+    return "".join(["NATS/1.0\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items()), "\r\n"]).encode()
+
+
+def _raw_headers(headers: Mapping[str, str] | None) -> bytes:
+    """What nats-py has parsed, as it came."""
+    if not headers:
+        return b""
+    status = f" {headers['Status']}" if "Status" in headers else ""
+    text = header_bytes({name: value for name, value in headers.items() if name not in {"Status", "Description"}})
+    return text.replace(b"NATS/1.0", f"NATS/1.0{status}".encode(), 1)
+
+
+def _succeed(future: asyncio.Future[bool]) -> None:
+    if not future.done():
+        future.set_result(True)
+
+
+async def _uncancelled(awaitable: Any) -> Any:
+    """Await something of nats-py that may swallow a cancellation; then raise it here."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    result = await awaitable
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result

@@ -1,0 +1,364 @@
+"""``Wire``: requests and interests over one NATS connection at a time.
+
+Owns what is sent, the interests that must survive a new connection, and the knowledge of how the connection is; what
+comes back is the inbox's. It knows nothing of streams; the ports stand on it.
+
+Guarantees: nothing is kept while the connection is away and sent later (B9); nothing larger than the server's limit is
+sent (it would close the connection for good); a request ends at its deadline, when the connection breaks, or when the
+server says that a permission is missing, whatever is first; no handler's error reaches nats-py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nats.aio.client import Client
+
+from natsjobs.errors import EventTooLargeError, InvalidArgumentError, NatsJobsError, NotOpenError, UnavailableError
+from natsjobs.jetstream.connecting import Dialer
+from natsjobs.jetstream.faults import RequestFailedError, translated
+from natsjobs.jetstream.inbox import Inbox, Take, WireInterest
+from natsjobs.jetstream.tap import Handler, Tap, header_bytes, tap_of
+from natsjobs.tasks import Tasks
+
+_log = logging.getLogger(__name__)
+
+AWAY_WAIT = 1.0
+"""How long a stream request waits for a lost connection before it fails."""
+MOVE_AFTER = 5.0
+MOVE_EVERY = 10.0
+_STUCK = 15.0
+_DIAL = 5.0
+_BAD_SUBJECT = re.compile(r"[\s\x00]|^$")
+
+
+class Wire:
+    """One connection, given or our own."""
+
+    def __init__(self, source: Client | Dialer) -> None:
+        """Nothing is sent before ``start``."""
+        self._source = source
+        self._tap: Tap | None = None
+        self._up = asyncio.Event()
+        self._since: float | None = None
+        self._failing: float | None = None
+        self._moved = 0.0
+        self._inbox = Inbox()
+        self._interests: set[WireInterest] = set()
+        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._tasks = Tasks()
+        self._recovering = False
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def nc(self) -> Client:
+        """The present connection.
+
+        Raises:
+            NotOpenError: There is none.
+        """
+        if self._tap is None:
+            raise NotOpenError("the link to NATS is not open; open the store or the manager first (`async with`)")
+        return self._tap.nc
+
+    @property
+    def started(self) -> bool:
+        """Between ``start`` and ``stop``."""
+        return self._tap is not None
+
+    @property
+    def connected_since(self) -> float | None:
+        """Monotonic time since which the connection is unbroken and no stream request failed; ``None``: away."""
+        return self._since if self._tap is not None and self._tap.nc.is_connected else None
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back after every reconnect; the returned function removes it."""
+        key = object()
+        self._callbacks[key] = callback
+
+        def remove() -> None:
+            self._callbacks.pop(key, None)
+
+        return remove
+
+    async def start(self, limit: float) -> None:
+        """Connect if the connection is our own, and take up the inbox.
+
+        Raises:
+            UnavailableError: No connection within ``limit`` seconds, or the inbox may not be subscribed.
+        """
+        deadline = time.monotonic() + limit
+        self._tasks = Tasks()
+        nc = await self._source.dial(limit) if isinstance(self._source, Dialer) else self._source
+        try:
+            await self._take_up(nc, deadline)
+        except BaseException:
+            if isinstance(self._source, Dialer):
+                await nc.close()
+            await self.stop()
+            raise
+        self._mark_up()
+
+    async def stop(self) -> None:
+        """Take everything of ours off the connection, and close it if it is our own. Twice is fine."""
+        await self._tasks.close()
+        tap, self._tap = self._tap, None
+        self._recovering, self._inbox.prefix = False, ""
+        self._up.clear()
+        self._inbox.lost("the link to NATS was closed")
+        self._callbacks.clear()
+        for interest in list(self._interests):
+            await interest.unsubscribe()
+        if tap is not None:
+            tap.remove(self)
+            if isinstance(self._source, Dialer):
+                await tap.nc.close()
+
+    async def _take_up(self, nc: Client, deadline: float) -> None:
+        """Make ``nc`` the present connection, with the inbox and all interests on it."""
+        tap, started = tap_of(nc), time.monotonic()
+        with translated("using the connection"):
+            if nc.is_closed:
+                raise UnavailableError("the NATS connection that was given is closed; give an open one")
+            if self._tap is not None:
+                self._tap.remove(self)
+            self._tap = tap
+            tap.add(self)
+            if not self._inbox.prefix:
+                self._inbox.prefix = f"{nc.new_inbox()}."
+                self._interests.add(WireInterest(self._inbox_subject, self._inbox.answered, self._interests.discard))
+            for interest in list(self._interests):
+                await interest.attach(tap)
+        await self._sure(self._inbox_subject, started, deadline)
+
+    @property
+    def _inbox_subject(self) -> str:
+        return f"{self._inbox.prefix}*"
+
+    async def _sure(self, subject: str, started: float, deadline: float) -> None:
+        """Wait until the server has processed a SUB that was made after ``started``.
+
+        Raises:
+            UnavailableError: It did not, or refused it.
+        """
+        while True:
+            tap, left = self._tap, deadline - time.monotonic()
+            if tap is None or left <= 0:
+                raise UnavailableError(f"subscribing to {subject}: NATS did not answer")
+            if tap.nc.is_connected and await tap.barrier(left):
+                break
+            await asyncio.sleep(0.02)  # away: nats-py subscribes again by itself, the next barrier tells
+        if denied := self._inbox.denial(started, subject):
+            ours = subject == self._inbox_subject
+            hint = "; connect with an inbox_prefix that this user may subscribe to" if ours else ""
+            raise UnavailableError(f"subscribing to {subject} was refused: {denied}{hint}")
+
+    # -- what the tap tells -------------------------------------------------------------------------------------------
+
+    def on_disconnected(self) -> None:
+        """Requests that wait have lost their answers."""
+        self._up.clear()
+        self._since = None
+        self._inbox.lost("the connection to NATS broke")
+        self._watch()
+
+    def on_connected(self) -> None:
+        """Requests can be sent again."""
+        self._mark_up()
+        for callback in list(self._callbacks.values()):
+            try:
+                callback()
+            except Exception:  # noqa: BLE001 - the other callbacks must come as well
+                _log.exception("a callback after a reconnect failed")
+
+    def _mark_up(self) -> None:
+        self._since, self._failing = time.monotonic(), None
+        self._up.set()
+
+    def on_closed(self) -> None:
+        """Closed for good: an own connection is made anew."""
+        self.on_disconnected()
+
+    def on_error(self, error: Exception) -> None:
+        """A denied permission comes only here; it is told to the request that it was for."""
+        text = str(error)
+        if "permissions violation" in text:
+            self._inbox.denied(text)
+
+    # -- coming back --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """nats-py reconnects by itself, unless it closed the connection for good or its reconnecting got stuck."""
+        if isinstance(self._source, Dialer) and self._tap is not None and not self._recovering:
+            self._recovering = True
+            self._tasks.spawn(self._recover(self._source), "natsjobs reconnect")
+
+    async def _recover(self, dialer: Dialer) -> None:
+        wait = 0.05
+        try:
+            while not self._up.is_set() and self._tap is not None:
+                nc = self._tap.nc
+                if not nc.is_closed and time.monotonic() - dialer.tried_at < _STUCK:
+                    await self._until_up(0.25)
+                    continue
+                _log.warning("the NATS connection was closed for good (%s); making a new one", nc.last_error)
+                try:
+                    if not nc.is_closed:
+                        await nc.close()
+                    await self._renew(dialer)
+                except NatsJobsError as error:
+                    _log.warning("no new NATS connection yet: %s", error)
+                    await asyncio.sleep(wait)
+                    wait = min(wait * 2, 2.0)
+        finally:
+            self._recovering = False
+
+    async def _renew(self, dialer: Dialer) -> None:
+        nc = await dialer.dial(_DIAL)
+        try:
+            await self._take_up(nc, time.monotonic() + _DIAL)
+        except BaseException:
+            await nc.close()
+            raise
+        self.on_connected()
+
+    async def _until_up(self, limit: float) -> bool:
+        if not self._up.is_set():
+            try:
+                async with asyncio.timeout(limit):
+                    await self._up.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    # -- how it goes --------------------------------------------------------------------------------------------------
+
+    def went_well(self) -> None:
+        """A stream request was answered by a stream."""
+        self._failing = None
+        if self._since is None and self._up.is_set():
+            self._since = time.monotonic()
+
+    def went_wrong(self, started: float) -> None:
+        """A stream request that was sent at ``started`` got no answer of a stream."""
+        self._since = None
+        if self._failing is None:
+            self._failing = started
+        now = time.monotonic()
+        due = now - self._failing >= MOVE_AFTER and now - self._moved >= MOVE_EVERY
+        if due and isinstance(self._source, Dialer) and self._tap is not None and self._up.is_set():
+            nc = self._tap.nc
+            if self._source.avoid(nc):
+                self._moved = now
+                _log.warning("no stream has answered for %.0f s on %s; trying another server", MOVE_AFTER, nc)
+                self._tasks.spawn(nc.force_reconnect(), "natsjobs move")
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    @property
+    def max_payload(self) -> int:
+        """Largest message of the server, headers included."""
+        return self.nc.max_payload
+
+    @property
+    def ready(self) -> bool:
+        """Whether something can be sent right now."""
+        return self._tap is not None and self._up.is_set() and self._tap.nc.is_connected
+
+    def check(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Refuse what must not be sent.
+
+        Raises:
+            EventTooLargeError: Body and headers are over the server's limit.
+            InvalidArgumentError: No subject.
+        """
+        limit = self.max_payload
+        if len(body) + 4096 > limit:  # rarely: so the exact size need not be known
+            size = len(body) + (len(header_bytes(headers)) if headers else 0)
+            if size > limit:
+                raise EventTooLargeError(size, limit, field="message")
+        if _BAD_SUBJECT.search(subject):
+            raise InvalidArgumentError("subject", f"{subject!r} is no NATS subject")
+
+    async def publish(self, subject: str, body: bytes) -> None:
+        """Send and forget; while the connection is away, only forget."""
+        self.check(subject, body)
+        if self.ready and self._tap is not None and not self._tap.crowded:
+            with translated(f"publishing to {subject}"):
+                await self._tap.send(subject, body)
+
+    async def request(
+        self,
+        subject: str,
+        body: bytes,
+        take: Take,
+        *,
+        limit: float,
+        headers: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+    ) -> Any:
+        """Send, and give the answers to ``take`` until it returns something; that.
+
+        ``wait``: how long to wait for a connection that is away, within ``limit``.
+
+        Raises:
+            RequestFailedError: It could not be sent, or nothing came in ``limit`` seconds.
+            EventTooLargeError: Too large; nothing was sent.
+        """
+        self.check(subject, body, headers)
+        deadline = time.monotonic() + limit
+        tap = await self._ready(min(wait, limit))
+        waiting = self._inbox.expect(subject, take, deadline - time.monotonic())
+        try:
+            with translated(f"sending to {subject}"):
+                await tap.send(subject, body, reply=self._inbox.prefix + waiting.token, headers=headers)
+            return await waiting.future
+        finally:
+            self._inbox.done(waiting)
+
+    async def _ready(self, limit: float) -> Tap:
+        deadline = time.monotonic() + limit
+        while not self.ready or (self._tap is not None and self._tap.crowded):
+            nc = self.nc
+            left = deadline - time.monotonic()
+            if nc.is_closed and not isinstance(self._source, Dialer):
+                raise RequestFailedError("the NATS connection that was given is closed", sent=False)
+            if left <= 0:
+                raise RequestFailedError("the connection to NATS is away", sent=False)
+            if self._up.is_set():
+                await asyncio.sleep(min(0.01, left))  # broken and not told yet, or its socket is stuck
+            else:
+                await self._until_up(left)
+        assert self._tap is not None
+        return self._tap
+
+    # -- interests ----------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, subject: str, handler: Handler, *, limit: float) -> WireInterest:
+        """An interest that the server of this connection knows of when this returns.
+
+        Raises:
+            UnavailableError: The connection is away for longer than ``limit`` seconds, or a permission is missing.
+        """
+        started = time.monotonic()
+        deadline = started + limit
+        interest = WireInterest(subject, handler, self._interests.discard)
+        self._interests.add(interest)
+        try:
+            try:
+                tap = await self._ready(limit)
+            except RequestFailedError as error:
+                raise UnavailableError(f"subscribing to {subject}: {error}") from None
+            with translated(f"subscribing to {subject}"):
+                await interest.attach(tap)
+            await self._sure(subject, started, deadline)
+        except BaseException:
+            await interest.unsubscribe()
+            raise
+        return interest

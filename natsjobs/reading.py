@@ -1,0 +1,113 @@
+"""The block around a reader that ``JobManager.subscribe`` gives: the manager can close it while somebody iterates.
+
+It adds closing to the transport's reader and nothing else; order, replay and the end are the reader's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TypeVar
+
+from natsjobs.errors import NotOpenError
+from natsjobs.interfaces import EventReader
+from natsjobs.interrupt import Interrupt
+from natsjobs.models import Job, StreamEvent
+
+_T = TypeVar("_T")
+
+_LEFT = "this reader was left or its JobManager closed; subscribe again with after=cursor to go on"
+
+
+class ReaderBlock:
+    """``async with`` around a reader, and the reader itself."""
+
+    def __init__(
+        self,
+        inner: AbstractAsyncContextManager[EventReader, None],
+        readers: set[ReaderBlock],
+        require_open: Callable[[], None],
+    ) -> None:
+        self._inner = inner
+        self._readers = readers
+        self._require_open = require_open
+        self._reader: EventReader | None = None
+        self._closed = False
+        self._released = False
+        self._pending: Interrupt | None = None
+        self._idle = asyncio.Event()
+
+    async def __aenter__(self) -> EventReader:
+        self._require_open()
+        self._readers.add(self)
+        try:
+            self._reader = await self._unless_closed(self._inner.__aenter__())
+        except BaseException:
+            self._readers.discard(self)
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._exit()
+
+    def __aiter__(self) -> EventReader:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        if self._closed or self._reader is None:
+            raise NotOpenError(_LEFT)
+        return await self._unless_closed(self._reader.__anext__())
+
+    async def _unless_closed(self, awaitable: Awaitable[_T]) -> _T:
+        task = asyncio.current_task()
+        if task is None or self._pending is not None:
+            raise RuntimeError("a reader is used by one task at a time; subscribe once per task")
+        self._pending = pending = Interrupt("the JobManager was closed")
+        pending.arm(task)
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            if pending.fired and not pending.by_others:
+                raise NotOpenError(_LEFT) from None
+            raise
+        finally:
+            self._pending = None
+            if pending.fired:
+                self._idle.set()
+                if (cut := await pending.release()) is not None:
+                    raise cut
+
+    @property
+    def job(self) -> Job:
+        """The job as it was when the reader was entered (with ``follow``: of the generation being read)."""
+        return self._entered.job
+
+    @property
+    def cursor(self) -> str | None:
+        """The cursor of the event given last; ``None`` before the first."""
+        return self._entered.cursor
+
+    @property
+    def _entered(self) -> EventReader:
+        if self._reader is None:
+            raise NotOpenError("this reader is not open; enter it first: async with jobs.subscribe(...) as events")
+        return self._reader
+
+    async def close(self) -> None:
+        """The manager is left: whoever waits for the next event gets ``NotOpenError``."""
+        self._closed = True
+        if self._pending is not None:
+            self._pending.fire()
+            await self._idle.wait()
+        await self._exit()
+
+    async def _exit(self) -> None:
+        self._closed = True
+        self._readers.discard(self)
+        if self._reader is not None and not self._released:
+            self._released = True
+            await self._inner.__aexit__(None, None, None)

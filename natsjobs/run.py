@@ -1,0 +1,354 @@
+"""``JobRun``, one owner's part of a generation, and the block around it that ``JobManager.start`` gives.
+
+The block owns the table of how a block ends: what the body did and what became of the generation decide which
+terminal record is asked for and whether the block is left quietly or with an exception. What the record in the log
+finally says is ``Outcome``'s; how a task is interrupted is ``Interrupt``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Unpack, cast
+
+from natsjobs.errors import JobClosedError, NotOpenError
+from natsjobs.interrupt import outlast
+from natsjobs.models import Job, JobFields, JobStatus, RunStep, UsageMetadata
+from natsjobs.outcome import CANCELLED, SHUTDOWN, Backend, Ending, Outcome, completed, failed
+
+
+class JobRun:
+    """One generation as its producer sees it; given by ``JobManager.start`` and ``JobManager.spawn``.
+
+    Every call is activity. After the end only ``flush``, ``record_usage`` and ``claim_usage`` work, the rest is a
+    ``JobClosedError``. All tasks of the loop may call it; nothing is thread-safe. Every coroutine raises
+    ``UnavailableError`` when NATS does not answer in time.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._store = outcome.backend.store
+        self._transport = outcome.backend.transport
+        self._job = outcome.job
+        self._stream_id = outcome.job.stream_id
+        self._generation = outcome.job.generation
+
+    def __repr__(self) -> str:
+        return f"<JobRun {self._stream_id!r} generation={self._generation} status={self.status.value}>"
+
+    @property
+    def stream_id(self) -> str:
+        """The job."""
+        return self._stream_id
+
+    @property
+    def generation(self) -> str:
+        """The generation that this run owns."""
+        return self._generation
+
+    @property
+    def job(self) -> Job:
+        """The job as it was created."""
+        return self._job
+
+    @property
+    def status(self) -> JobStatus:
+        """How the run stands as far as this process knows; after the block: how it ended."""
+        outcome = self._outcome
+        if outcome.stands is not None:
+            return outcome.stands.status
+        if outcome.aborting:
+            return JobStatus.ABORTED
+        # With NATS away the run ends as an error: whoever sees its lease lapse writes OWNER_LOST.
+        lost = outcome.unstored is not None or outcome.wanted is SHUTDOWN
+        return JobStatus.ERROR if lost else JobStatus.RUNNING
+
+    @property
+    def aborted(self) -> bool:
+        """Whether somebody aborted the run; true from the signal on, so the interrupted body can ask."""
+        outcome = self._outcome
+        return outcome.aborting if outcome.stands is None else outcome.stands.is_abort
+
+    async def wait_aborted(self) -> None:
+        """Wait until somebody aborts the run: for work that has to be stopped by hand.
+
+        Raises:
+            JobClosedError: The run ended in another way, nobody can abort it any more.
+        """
+        await self._outcome.wait_over()
+        if not self.aborted:
+            raise self._outcome.closed_error()
+
+    async def emit(self, event: object) -> None:
+        """Send one event to every viewer and into the log; waits only for room in the queue.
+
+        It is encoded before this returns. The order is the order of the calls. A failed write is raised by the next
+        call or at the end; what was queued is kept.
+
+        Raises:
+            JobClosedError: The run has ended.
+            InvalidEventError: The event has no JSON form; nothing was sent.
+        """
+        self._outcome.refuse_after_end()
+        try:
+            await self._transport.emit_chunk(self._stream_id, event, generation=self._generation)
+        except JobClosedError as exc:
+            self._outcome.learn(exc)
+            raise
+
+    async def flush(self) -> None:
+        """Wait until every event emitted so far is stored; raises what kept one from it. Works after the end too."""
+        await self._transport.flush(self._stream_id, generation=self._generation)
+
+    async def record_usage(self, usage: UsageMetadata | Mapping[str, Any]) -> None:
+        """Record the tokens of one model call; durable when it returns. Works after the end too."""
+        await self._store.record_usage(self._stream_id, usage, generation=self._generation)
+
+    async def claim_usage(self) -> list[UsageMetadata]:
+        """The usage of this run that nobody has claimed: bill it, nobody else gets it. Works after the end too."""
+        return await self._store.claim_usage(self._stream_id, generation=self._generation)
+
+    async def save_run_steps(self, steps: Sequence[RunStep]) -> None:
+        """Store the whole list of run steps.
+
+        Raises:
+            JobClosedError: The run has ended.
+        """
+        self._outcome.refuse_after_end()
+        try:
+            await self._store.save_run_steps(self._stream_id, steps, generation=self._generation)
+        except JobClosedError as exc:
+            self._outcome.learn(exc)
+            raise
+
+    async def update(self, **fields: Unpack[JobFields]) -> None:
+        """Set the named fields of the job (``field=None`` clears it); without fields it is only activity.
+
+        Raises:
+            JobClosedError: The run has ended.
+            TypeError: A field that a run cannot set.
+        """
+        if unknown := sorted(fields.keys() - JobFields.__annotations__.keys()):
+            known = ", ".join(JobFields.__annotations__)
+            raise TypeError(f"update() cannot set {', '.join(unknown)}; a run sets {known}")
+        self._outcome.refuse_after_end()
+        if not await self._store.update_job(self._stream_id, expected_generation=self._generation, **fields):
+            raise self._outcome.closed_error()
+
+    async def complete(self, final_event: Any = None) -> None:
+        """End the run as complete; returns when that is stored, behind every event emitted before.
+
+        Raises:
+            JobClosedError: It has ended already, or another end came first (an abort in the same moment).
+            InvalidEventError: The final event has no JSON form; the run goes on.
+            UnavailableError: NATS stays away; the end may still be stored later.
+        """
+        await self._outcome.ask(completed(final_event))
+
+    async def fail(self, error: str | BaseException) -> None:
+        """End the run as failed, with a text that viewers see. Returns and raises as ``complete`` does."""
+        await self._outcome.ask(failed(error))
+
+
+class RunBlock:
+    """``async with`` around a run: creates the job and owns it, interrupts the body, and ends the generation."""
+
+    def __init__(
+        self,
+        stream_id: str,
+        create: Callable[[], Awaitable[Job]],
+        *,
+        backend: Backend,
+        blocks: set[RunBlock],
+        require_open: Callable[[], None],
+        on_left: Callable[[], None],
+    ) -> None:
+        self.stream_id = stream_id
+        self.task: asyncio.Task[Any] | None = None
+        self.outcome: Outcome | None = None
+        self._create = create
+        self._backend = backend
+        self._blocks = blocks
+        self._require_open = require_open
+        self._on_left = on_left
+        self._given_up: Ending | None = None
+        self._holds = ExitStack()
+
+    async def __aenter__(self) -> JobRun:
+        if self.task is not None:
+            raise RuntimeError("a start() block can be entered once; call start() again for another generation")
+        self._require_open()
+        self.task = task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("start() must be entered in an asyncio task: that is what an abort interrupts")
+        for outer in self._blocks:
+            # A nested start of the same id replaces the outer run; its interrupt must not hit the start that causes it.
+            if outer.is_here and outer.stream_id == self.stream_id and outer.outcome is not None:
+                self._holds.enter_context(outer.outcome.interrupt.held())
+        self._blocks.add(self)
+        try:
+            outcome = await self._open()
+        except BaseException:
+            self._leave()
+            raise
+        outcome.interrupt.arm(task)
+        return JobRun(outcome)
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            here = asyncio.current_task()
+        except RuntimeError:
+            return False  # The interpreter closes a forgotten coroutine without a loop: nothing can be awaited here.
+        outcome = self.outcome
+        if outcome is None:
+            raise RuntimeError("this start() block was not entered")
+        try:
+            cut = await outcome.interrupt.release()
+            cut = await self._conclude(outcome, exc, cut)
+        finally:
+            self._leave()
+        if here is not self.task:
+            if cut is not None:
+                raise cut
+            raise RuntimeError(
+                f"the run of job {self.stream_id!r} was left in another task than it was entered in: "
+                "that task would be the one interrupted. Enter and leave it in one task, or use spawn()"
+            ) from exc
+        return self._verdict(outcome, exc, cut)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the calling task is inside this block."""
+        return self.task is asyncio.current_task()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended or is about to; one that is only being created has not."""
+        return self.outcome is not None and self.outcome.is_over
+
+    @property
+    def writing(self) -> asyncio.Task[Any] | None:
+        """The task that writes the end, if one does."""
+        return None if self.outcome is None else self.outcome.writing
+
+    def shut_down(self) -> None:
+        """End the run with ``SHUTDOWN``, also when it is only being created."""
+        if self.outcome is not None:
+            self.outcome.shut_down()
+        elif self._given_up is None:
+            self._given_up = SHUTDOWN
+
+    async def _open(self) -> Outcome:
+        """Create in a task of the manager, so that being cancelled in the middle leaves no running job."""
+        tasks, patience = self._backend.tasks, self._backend.config.timing.request
+        work = tasks.spawn(self._make(), f"start of {self.stream_id}")
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            self._given_up = self._given_up or CANCELLED
+            undoing: asyncio.Task[Any] = work
+            if self.outcome is not None:
+                undoing = tasks.spawn(self._undo(self.outcome, CANCELLED), f"end of {self.stream_id}")
+            await outlast(undoing, patience=patience, cancelled=True)
+            raise
+        made = None if work.cancelled() else work.result()
+        if isinstance(made, Exception):
+            raise made
+        if self._given_up is not None or made is None:
+            raise NotOpenError("the JobManager was closed while the run was being started; open another one")
+        return made
+
+    async def _make(self) -> Outcome | Exception:
+        try:
+            outcome = Outcome(await self._create(), self._backend)
+        except Exception as exc:  # noqa: BLE001 - raised by the one who waits for it
+            return exc
+        try:
+            await outcome.attach()
+        except Exception as exc:  # noqa: BLE001 - raised by the one who waits for it
+            await self._undo(outcome, failed(exc))
+            return exc
+        if self._given_up is not None:
+            await self._undo(outcome, self._given_up)
+        else:
+            self.outcome = outcome
+        return outcome
+
+    async def _undo(self, outcome: Outcome, ending: Ending) -> None:
+        await outcome.interrupt.release()
+        await outcome.conclude(ending)
+
+    async def _conclude(
+        self, outcome: Outcome, exc: BaseException | None, cut: asyncio.CancelledError | None
+    ) -> asyncio.CancelledError | None:
+        """See the generation ended and stored, whatever happens to this task; what else arrived for it meanwhile."""
+        if self._backend.tasks.closed:
+            await outcome.detach()  # The manager is closed and has ended the run.
+            return cut
+        if exc is None:
+            ending = completed()
+        elif isinstance(exc, Exception):
+            ending = failed(exc)
+        else:
+            ending = CANCELLED
+        work = self._backend.tasks.spawn(outcome.conclude(ending), f"end of {self.stream_id}")
+        # A task that was asked to stop waits for the end only so long; an interrupt of ours is no such request.
+        stop = ending is CANCELLED and not self._is_own(outcome, exc) if exc is not None else False
+        cancelled = cut is not None or stop or outcome.interrupt.by_others
+        later = await outlast(work, patience=self._backend.config.timing.request, cancelled=cancelled)
+        return cut or later
+
+    def _leave(self) -> None:
+        self._blocks.discard(self)
+        self._on_left()
+        self._holds.close()
+
+    def _is_own(self, outcome: Outcome, exc: BaseException) -> bool:
+        """Whether an exception only says that this run is over."""
+        if isinstance(exc, BaseExceptionGroup):
+            parts = cast("BaseExceptionGroup[BaseException]", exc).exceptions
+            return all(self._is_own(outcome, part) for part in parts)
+        if isinstance(exc, asyncio.CancelledError):
+            return outcome.interrupt.fired
+        return outcome.is_about(exc)
+
+    def _verdict(self, outcome: Outcome, exc: BaseException | None, cut: asyncio.CancelledError | None) -> bool:
+        """True: the block is left quietly; False: the body's exception goes on."""
+        own = exc is not None and self._is_own(outcome, exc)
+        if cut is not None and (own or exc is None or isinstance(exc, Exception)):
+            raise cut
+        if exc is not None and not own:
+            if outcome.stands is None and outcome.unstored is not None:
+                exc.add_note(f"and the end of job {self.stream_id!r} could not be stored: {outcome.unstored}")
+            return False
+        if exc is not None and outcome.interrupt.by_others:
+            # Somebody else asked the task to stop, too: that always goes on, also where the body turned it into
+            # something of ours (a TaskGroup gives the errors of its tasks instead).
+            if isinstance(exc, asyncio.CancelledError):
+                return False
+            raise asyncio.CancelledError from exc
+        return self._quietly(outcome, exc)
+
+    def _quietly(self, outcome: Outcome, exc: BaseException | None) -> bool:
+        """The verdict when the body has nothing to say but that the run is over."""
+        end = outcome.stands
+        if end is not None and end.end_reason != SHUTDOWN.end_reason:
+            if outcome.ours and not end.is_abort:
+                return isinstance(
+                    exc, asyncio.CancelledError
+                )  # Only an interrupt that came too late is ours to swallow.
+            if end.is_abort:
+                return True
+            if isinstance(exc, JobClosedError):
+                return False
+            raise outcome.closed_error() from exc
+        if end is None and outcome.wanted is not SHUTDOWN and outcome.unstored is not None:
+            raise outcome.unstored from exc
+        raise NotOpenError(
+            f"the JobManager was closed while job {self.stream_id!r} was running, which ended it; "
+            "open another one (async with natsjobs.connect(...)) for new runs"
+        ) from exc

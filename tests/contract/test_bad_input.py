@@ -1,0 +1,480 @@
+"""Bad input gets a clear, typed error that names the field, before anything is sent; odd ids are good input."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import uuid
+
+import msgspec
+import pydantic
+import pytest
+from waiting import Calls, Heard, check_whole, read_all, soon
+
+from natsjobs import EventTooLargeError, InvalidEventError, InvalidIdError, UserMessage
+
+BAD_IDS = {
+    "empty": "",
+    "too long": "x" * 257,
+    "too long in UTF-8": "ü" * 129,
+    "lone surrogate": "a\ud800b",
+    "bytes": b"s1",
+    "None": None,
+    "number": 7,
+}
+ODD_IDS = [
+    ".",
+    "..",
+    "a.b",
+    "a.b.c",
+    "a",
+    "*",
+    ">",
+    "a.*",
+    "a.>",
+    " ",
+    "a b",
+    "\n",
+    "a\r\nb",
+    "\t",
+    "\x00",
+    "$JS.API.>",
+    "_INBOX.x",
+    "/",
+    "a/b\\c",
+    "=",
+    "=2E",
+    "=2e",
+    "a=2Eb",
+    "%2E",
+    "alice@example.com",
+    "é",
+    "e\u0301",
+    "日本語",
+    "👋🏽",
+    "\U0010ffff",
+    '"',
+    "'; --",
+    "{}",
+    "job",
+    "active",
+    "A",
+    "x" * 256,
+    "." * 256,
+]
+
+
+# -- ids --------------------------------------------------------------------------------------------------------
+
+
+async def _calls(replica, bad):
+    """Every call that takes a stream id, made with a bad one."""
+    store, transport, jobs = replica.store, replica.transport, replica.manager
+    yield "stream_id", store.create_job(bad, "alice")
+    for name, *more in (
+        ("get_job",),
+        ("has_job",),
+        ("update_job",),
+        ("delete_job",),
+        ("get_content_parts",),
+        ("get_run_steps",),
+        ("save_run_steps", []),
+        ("get_resume_state",),
+        ("append_chunk", 1),
+        ("clear_content_state",),
+        ("get_collected_usage",),
+        ("record_usage", {"input_tokens": 1}),
+        ("claim_usage",),
+        ("abort_job",),
+    ):
+        yield "stream_id", getattr(store, name)(bad, *more)
+    for name, *more in (
+        ("emit_chunk", 1),
+        ("emit_done", 1),
+        ("emit_error", "x"),
+        ("flush",),
+        ("emit_abort",),
+        ("on_abort", Calls()),
+        ("on_end", Calls()),
+        ("count_subscribers",),
+        ("on_all_subscribers_left", Calls()),
+        ("cleanup",),
+    ):
+        yield "stream_id", getattr(transport, name)(bad, *more)
+    yield "stream_id", transport.subscribe(bad, on_chunk=Calls())
+    yield "stream_id", read_all(transport.read, bad)
+    yield "stream_id", read_all(jobs.subscribe, bad)
+    yield "stream_id", jobs.abort(bad)
+    yield "stream_id", jobs.claim_usage(bad)
+    yield "stream_id", jobs.resume_state(bad)
+    yield "stream_id", jobs.get(bad)
+    yield "stream_id", jobs.count_subscribers(bad)
+    yield "stream_id", jobs.spawn(bad, Calls(), user_id="alice")
+    yield "stream_id", _start(jobs, bad, "alice")
+    yield "user_id", store.create_job("s1", bad)
+    yield "user_id", store.get_active_job_ids_by_user(bad)
+    yield "user_id", jobs.active(bad)
+    yield "user_id", jobs.spawn("s1", Calls(), user_id=bad)
+    yield "user_id", _start(jobs, "s1", bad)
+
+
+async def _start(jobs, stream_id, user_id):
+    async with jobs.start(stream_id, user_id=user_id):
+        pytest.fail("started")
+
+
+@pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS.keys())
+async def test_a_bad_id_is_refused_by_every_call(replica, bad):
+    """InvalidIdError (a ValueError) names the field; nothing comes to be."""
+    async for field, call in _calls(replica, bad):
+        with pytest.raises(InvalidIdError) as refused:
+            await soon(call)
+        assert refused.value.field == field
+        assert isinstance(refused.value, ValueError)
+    assert await replica.store.list_jobs() == []
+    assert replica.transport.get_tracked_stream_ids() == []
+
+
+@pytest.mark.parametrize("field", ["tenant_id", "conversation_id"])
+@pytest.mark.parametrize("bad", [7, "a\ud800b"], ids=["number", "lone surrogate"])
+async def test_other_ids_of_a_job_are_checked_too(store, field, bad):
+    """What is no text with a UTF-8 form is refused, naming the field; nothing comes to be."""
+    with pytest.raises((ValueError, TypeError), match=field):
+        await store.create_job("s1", "alice", **{field: bad})
+    assert await store.get_job("s1") is None
+
+
+async def test_the_id_limit_is_a_setting(backend):
+    """A smaller one refuses earlier."""
+    replica = await backend.replica(backend.config(limits={"id_bytes": 8}))
+    await replica.store.create_job("x" * 8, "alice")
+    with pytest.raises(InvalidIdError):
+        await replica.store.create_job("x" * 9, "alice")
+
+
+async def test_odd_ids_are_good_ids_and_never_meet(replica, replica_b):
+    """Dots, wildcards, spaces, line ends, any script: every id has its own job, events, presence and end."""
+    heard = {}
+    for n, stream_id in enumerate(ODD_IDS):
+        await replica.store.create_job(stream_id, f"user {stream_id[:200]}", sender=str(n))
+        heard[stream_id] = Heard()
+        await heard[stream_id].attach(replica_b.transport, stream_id)
+    for stream_id in ODD_IDS:
+        await replica.transport.emit_chunk(stream_id, stream_id)
+        await replica.transport.flush(stream_id)
+    assert {job.stream_id for job in await replica_b.store.list_jobs()} == set(ODD_IDS)
+    for n, stream_id in enumerate(ODD_IDS):
+        job = await replica_b.store.get_job(stream_id)
+        assert (job.stream_id, job.sender) == (stream_id, str(n))
+        assert await replica_b.store.get_active_job_ids_by_user(f"user {stream_id[:200]}") == [stream_id]
+        assert replica_b.transport.get_subscriber_count(stream_id) == 1
+    await replica.store.delete_job("*")
+    await replica.store.delete_job(">")
+    await replica.transport.emit_abort("a.>")
+    for stream_id in ODD_IDS:
+        if stream_id not in {"*", ">"}:
+            await replica.transport.emit_done(stream_id, "end")
+            await heard[stream_id].until(2)
+            assert heard[stream_id].all == [("chunk", stream_id), ("done", "end")]
+            check_whole(await read_all(replica_b.manager.subscribe, stream_id), [stream_id])
+
+
+async def test_wildcards_in_user_and_tenant_match_nobody(store):
+    """A user called ``*`` has her own jobs only."""
+    await store.create_job("s1", "alice", tenant_id="t")
+    await store.create_job("s2", "*", tenant_id="*")
+    for wild in ("*", ">"):
+        expected = ["s2"] if wild == "*" else []
+        assert await store.get_active_job_ids_by_user(wild) == expected
+        assert [job.stream_id for job in await store.list_jobs(user_id=wild)] == expected
+        assert [job.stream_id for job in await store.list_jobs(tenant_id=wild)] == expected
+
+
+# -- events -----------------------------------------------------------------------------------------------------
+
+
+class Model(pydantic.BaseModel):
+    """As chat completions come from clients."""
+
+    text: str
+
+
+class Strange:
+    """Nothing that JSON knows."""
+
+
+BAD_EVENTS = {
+    "bytes": b"bytes",
+    "bytearray": bytearray(b"x"),
+    "nan": float("nan"),
+    "infinity": float("inf"),
+    "nan deep inside": {"a": [1, {"b": float("nan")}]},
+    "minus infinity in a tuple": (1, float("-inf")),
+    "lone surrogate": "a\ud800",
+    "lone surrogate as key": {"\udfff": 1},
+    "lone surrogate deep inside": [[{"x": "\ud800"}]],
+    "pydantic model": Model(text="x"),
+    "pydantic model inside": {"chunk": Model(text="x")},
+    "strange": Strange(),
+    "function": len,
+    "raw: empty": msgspec.Raw(b""),
+    "raw: not JSON": msgspec.Raw(b"{nope}"),
+    "raw: cut": msgspec.Raw(b'{"a":'),
+    "raw: two values": msgspec.Raw(b"1 2"),
+    "raw: NaN": msgspec.Raw(b"NaN"),
+    "raw: not UTF-8": msgspec.Raw(b'"\xff"'),
+    "raw: trailing": msgspec.Raw(b'{"a":1}]'),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_EVENTS.values(), ids=BAD_EVENTS.keys())
+async def test_an_event_without_a_json_form_is_refused_and_the_job_goes_on(replica, replica_b, bad):
+    """InvalidEventError (a ValueError) from every door; nothing of it is stored."""
+    store, transport, jobs = replica.store, replica.transport, replica.manager
+    async with jobs.start("s1", user_id="alice") as run:
+        for call in (
+            run.emit(bad),
+            store.append_chunk("s1", bad),
+            transport.emit_chunk("s1", bad),
+            transport.emit_done("s1", bad),
+            run.complete(bad),
+            jobs.abort("s1", final_event=bad),
+            store.abort_job("s1", final_event=bad),
+            store.end_job("s1", generation=run.generation, status="complete", final_event=bad),
+        ):
+            with pytest.raises(InvalidEventError) as refused:
+                await soon(call)
+            assert isinstance(refused.value, ValueError)
+        assert run.status == "running"
+        await run.emit("fine")
+    check_whole(await read_all(replica_b.manager.subscribe, "s1"), ["fine"])
+
+
+@dataclasses.dataclass
+class Data:
+    """Written by msgspec as an object."""
+
+    n: int
+
+
+class Structure(msgspec.Struct):
+    """Likewise."""
+
+    n: int
+
+
+GOOD_EVENTS = [
+    (Data(1), {"n": 1}),
+    (Structure(2), {"n": 2}),
+    ((1, (2, 3)), [1, [2, 3]]),
+    ({1}, [1]),
+    (frozenset({"a"}), ["a"]),
+    ({1: "int key"}, {"1": "int key"}),
+    (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05Z"),
+    (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+    ({"inside": b"hi"}, {"inside": "aGk="}),
+    (msgspec.Raw(b'{"a": [1, 2.50, "\\u00e9"]}'), {"a": [1, 2.5, "é"]}),
+    (msgspec.Raw(b" 1 "), 1),
+    (msgspec.Raw(b"null"), None),
+]
+
+
+async def test_what_msgspec_writes_as_json_is_an_event(replica, replica_b):
+    """Readers get JSON, also in memory."""
+    await replica.store.create_job("s1", "alice")
+    for event, _ in GOOD_EVENTS[::2]:
+        await replica.transport.emit_chunk("s1", event)
+    await replica.transport.flush("s1")
+    for event, _ in GOOD_EVENTS[1::2]:
+        await replica.store.append_chunk("s1", event)
+    await replica.transport.emit_done("s1", GOOD_EVENTS[0][0])
+    events = await read_all(replica_b.manager.subscribe, "s1")
+    check_whole(events, [read for _, read in [*GOOD_EVENTS[::2], *GOOD_EVENTS[1::2]]])
+    assert events[-1].data == {"n": 1}
+
+
+async def test_an_enc_hook_makes_other_objects_events(backend):
+    """As in msgspec; one that raises is an InvalidEventError."""
+
+    def enc_hook(value: object) -> object:
+        if isinstance(value, pydantic.BaseModel):
+            return value.model_dump(mode="json")
+        raise NotImplementedError(type(value).__name__)
+
+    replica = await backend.replica(backend.config(enc_hook=enc_hook))
+    await replica.store.create_job("s1", "alice")
+    await replica.transport.emit_chunk("s1", {"chunk": Model(text="x")})
+    with pytest.raises(InvalidEventError):
+        await replica.transport.emit_chunk("s1", Strange())
+    await replica.transport.emit_done("s1", None)
+    check_whole(await read_all(replica.manager.subscribe, "s1"), [{"chunk": {"text": "x"}}])
+
+
+async def test_an_event_above_the_limit_is_refused_with_size_and_limit(backend, replica_b):
+    """EventTooLargeError; exactly the limit is fine; the job goes on."""
+    replica = await backend.replica(backend.config(limits={"event_bytes": 1000}))
+    await replica.store.create_job("s1", "alice")
+    fits = "x" * 998
+    for call in (
+        replica.transport.emit_chunk("s1", fits + "x"),
+        replica.store.append_chunk("s1", fits + "x"),
+        replica.transport.emit_chunk("s1", msgspec.Raw(b'"' + b"x" * 999 + b'"')),
+    ):
+        with pytest.raises(EventTooLargeError) as refused:
+            await call
+        assert (refused.value.size, refused.value.limit) == (1001, 1000)
+        assert isinstance(refused.value, InvalidEventError)
+    await replica.transport.emit_chunk("s1", fits)
+    await replica.transport.emit_done("s1", None)
+    check_whole(await read_all(replica_b.manager.subscribe, "s1"), [fits])
+
+
+# -- fields -----------------------------------------------------------------------------------------------------
+
+BAD_FIELDS = {
+    "user_message": [7, "text", {"text": "without an id"}, {"messageId": 7}],
+    "response_message_id": [7, ["r"]],
+    "sender": [7, b"x", "\ud800"],
+    "sync_sent": ["yes", 1.5],
+    "endpoint": [7],
+    "icon_url": [7],
+    "model": [{"name": "m"}],
+    "prompt_tokens": ["7", 1.5],
+    "metadata": [7, "x", [1], {"a": Strange()}, {"a": float("nan")}, {"a": "\ud800"}],
+}
+
+
+@pytest.mark.parametrize(("field", "bad"), [(field, bad) for field, values in BAD_FIELDS.items() for bad in values])
+async def test_a_field_of_the_wrong_type_is_refused(store, field, bad):
+    """On create and on update, naming the field; nothing of the call is stored."""
+    with pytest.raises((TypeError, ValueError), match=field):
+        await store.create_job("s1", "alice", **{field: bad})
+    assert await store.get_job("s1") is None
+    job = await store.create_job("s1", "alice", model="large", sender="me")
+    with pytest.raises((TypeError, ValueError), match=field):
+        await store.update_job("s1", endpoint="set with it" if field != "endpoint" else 7, **_with(field, bad))
+    assert await store.get_job("s1") == job
+
+
+def _with(field, bad):
+    return {} if field == "endpoint" else {field: bad}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"status": "banana"}, "status"),
+        ({"status": ""}, "status"),
+        ({"status": 7}, "status"),
+        ({"status": None}, "status"),
+        ({"status": "complete", "final_event": "{not json"}, "final_event"),
+        ({"status": "complete", "final_event": {"a": 1}}, "final_event"),
+        ({"status": "error", "error": 7}, "error"),
+        ({"completed_at": "now"}, "completed_at"),
+        ({"conversation_id": 7}, "conversation_id"),
+    ],
+)
+async def test_an_update_with_a_wrong_value_is_refused(store, changes, name):
+    """A typed error that names the field, and the job stays as it was."""
+    job = await store.create_job("s1", "alice")
+    with pytest.raises((TypeError, ValueError), match=name):
+        await store.update_job("s1", **changes)
+    assert await store.get_job("s1") == job
+
+
+async def test_if_running_is_replace_or_reject(store, jobs):
+    """Anything else is refused, and the running job is untouched."""
+    job = await store.create_job("s1", "alice")
+    with pytest.raises(ValueError, match="if_running"):
+        await store.create_job("s1", "alice", if_running="ignore")
+    with pytest.raises(ValueError, match="if_running"):
+        async with jobs.start("s1", user_id="alice", if_running="ignore"):
+            pytest.fail("started")
+    assert await store.get_job("s1") == job
+
+
+@pytest.mark.parametrize("field", ["metadata", "user_message"])
+async def test_a_record_that_would_be_too_large_is_refused(store, field):
+    """EventTooLargeError names the field; a large final event is fine (the log holds it)."""
+    large = "x" * 300_000
+    value = {"a": large} if field == "metadata" else UserMessage(message_id="m", text=large)
+    with pytest.raises(EventTooLargeError) as refused:
+        await store.create_job("s1", "alice", **{field: value})
+    assert refused.value.field == field
+    assert await store.get_job("s1") is None
+    job = await store.create_job("s1", "alice")
+    with pytest.raises(EventTooLargeError) as refused:
+        await store.update_job("s1", **{field: value})
+    assert refused.value.field == field
+    assert await store.get_job("s1") == job
+
+
+@pytest.mark.parametrize("size", [300_000, 2_500_000], ids=["over a record", "over max_payload"])
+async def test_a_large_final_event_ends_a_job_all_the_same(replica, replica_b, size):
+    """Readers get it whole, and the record too."""
+    final = {"text": "x" * size}
+    await replica.store.create_job("s1", "alice")
+    await replica.transport.emit_chunk("s1", "a")
+    await replica.transport.emit_done("s1", final)
+    events = await read_all(replica_b.manager.subscribe, "s1")
+    assert (events[0].data, events[-1].type) == ("a", "done")
+    assert events[-1].data == final
+    job = await replica_b.store.get_job("s1")
+    assert job.status == "complete"
+    assert msgspec.json.decode(job.final_event) == final
+
+
+async def test_a_long_error_text_ends_a_job_all_the_same(replica, replica_b):
+    """It may be cut; the job has ended as an error."""
+    await replica.store.create_job("s1", "alice")
+    await replica.transport.emit_error("s1", "long " * 200_000)
+    (end,) = await read_all(replica_b.manager.subscribe, "s1")
+    assert end.type == "error"
+    assert end.data.startswith("long long ")
+    job = await replica_b.store.get_job("s1")
+    assert job.status == "error"
+    assert job.error.startswith("long long ")
+
+
+@pytest.mark.parametrize(
+    "bad", [7, None, "x", [], {"input_tokens": "many"}, {"model": 7}, {"a": float("nan")}, {"a": Strange()}]
+)
+async def test_usage_of_the_wrong_shape_is_refused(store, bad):
+    """Nothing is recorded."""
+    await store.create_job("s1", "alice")
+    with pytest.raises((TypeError, ValueError)):
+        await store.record_usage("s1", bad)
+    assert await store.get_collected_usage("s1") == []
+
+
+@pytest.mark.parametrize("bad", [7, "x", [7], [{"a": float("nan")}], [{"a": Strange()}]])
+async def test_run_steps_of_the_wrong_shape_are_refused(store, bad):
+    """The saved ones stay."""
+    await store.create_job("s1", "alice")
+    await store.save_run_steps("s1", [{"id": "a"}])
+    with pytest.raises((TypeError, ValueError)):
+        await store.save_run_steps("s1", bad)
+    assert await store.get_run_steps("s1") == [{"id": "a"}]
+
+
+@pytest.mark.parametrize("bad", [7, None, b"x", "\ud800"])
+async def test_an_error_that_is_no_text_is_refused(replica, bad):
+    """The job goes on."""
+    await replica.store.create_job("s1", "alice")
+    with pytest.raises((TypeError, ValueError)):
+        await replica.transport.emit_error("s1", bad)
+    assert (await replica.store.get_job("s1")).status == "running"
+
+
+async def test_handlers_that_cannot_be_called_are_refused(transport):
+    """Before anything is attached."""
+    for call in (
+        lambda: transport.subscribe("s1", on_chunk=None),
+        lambda: transport.subscribe("s1", on_chunk=Calls(), on_done="x"),
+        lambda: transport.on_abort("s1", None),
+        lambda: transport.on_all_subscribers_left("s1", 7),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            await call()
+    assert transport.get_tracked_stream_ids() == []
+    assert transport.get_subscriber_count("s1") == 0

@@ -1,0 +1,781 @@
+"""Events to subscribers: live delivery, order, handlers, ends, abort signals, and lifetimes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from waiting import Calls, Heard, check_whole, emit_stored, eventually, read_all, soon
+
+import natsjobs
+from natsjobs import EndReason, JobClosedError, JobNotFoundError, NotOpenError
+
+
+async def start(replica, stream_id="s1", user_id="alice"):
+    """A running job; its generation."""
+    return (await replica.store.create_job(stream_id, user_id)).generation
+
+
+# -- delivery ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.scenario(42, 43)
+async def test_subscribers_on_every_replica_get_each_event_once(replica, replica_b):
+    """Two on A, two on B: chunks, then the final event."""
+    await start(replica)
+    heard = [Heard() for _ in range(4)]
+    for one, at in zip(heard, (replica, replica, replica_b, replica_b), strict=True):
+        await one.attach(at.transport, "s1")
+    for value in ("a", {"b": [1]}, None):
+        await replica.transport.emit_chunk("s1", value)
+    await replica.transport.emit_done("s1", {"final": True})
+    for one in heard:
+        await one.until(4)
+        assert one.all == [("chunk", "a"), ("chunk", {"b": [1]}), ("chunk", None), ("done", {"final": True})]
+
+
+async def test_events_may_be_emitted_on_a_replica_that_does_not_own_the_job(replica, replica_b):
+    """Subscribers on the owner get them."""
+    await start(replica)
+    heard = Heard()
+    await heard.attach(replica.transport, "s1")
+    await replica_b.transport.emit_chunk("s1", 1)
+    await replica_b.transport.emit_done("s1", None)
+    await heard.until(2)
+    assert heard.all == [("chunk", 1), ("done", None)]
+
+
+@pytest.mark.scenario(44, 46, 99)
+async def test_rapid_emits_keep_their_order_and_streams_do_not_mix(replica, replica_b):
+    """Five hundred on each of two ids at the same time; the end comes after all of them."""
+    heard = {stream_id: Heard() for stream_id in ("s1", "s2")}
+    for stream_id, one in heard.items():
+        await start(replica, stream_id)
+        await one.attach(replica_b.transport, stream_id)
+
+    async def emit(stream_id: str) -> None:
+        for n in range(500):
+            await replica.transport.emit_chunk(stream_id, [stream_id, n])
+        await replica.transport.emit_done(stream_id, None)
+
+    await soon(asyncio.gather(emit("s1"), emit("s2")))
+    for stream_id, one in heard.items():
+        await one.until(501)
+        assert one.chunks == [[stream_id, n] for n in range(500)]
+        assert one.all[-1] == ("done", None)
+        assert len(one.all) == 501
+        check_whole(await read_all(replica_b.manager.subscribe, stream_id), [[stream_id, n] for n in range(500)])
+
+
+@pytest.mark.scenario(46)
+async def test_an_error_comes_after_the_events_before_it(replica, replica_b):
+    """Its text goes to on_error; nothing comes after it."""
+    await start(replica)
+    heard = Heard()
+    await heard.attach(replica_b.transport, "s1")
+    for n in range(20):
+        await replica.transport.emit_chunk("s1", n)
+    await replica.transport.emit_error("s1", "it broke")
+    await heard.until(21)
+    assert heard.all == [*(("chunk", n) for n in range(20)), ("error", "it broke")]
+    job = await replica_b.store.get_job("s1")
+    assert (job.status, job.error, job.end_reason) == ("error", "it broke", None)
+
+
+@pytest.mark.scenario(56)
+async def test_when_subscribe_returns_nothing_later_is_missed(replica, replica_b):
+    """An event emitted in the next moment on another replica, thirty times; also for subscribers at the same time."""
+    for n in range(30):
+        await start(replica, f"s{n}")
+        heard = [Heard(), Heard()]
+        subscriptions = await asyncio.gather(*(one.attach(replica_b.transport, f"s{n}") for one in heard))
+        await replica.transport.emit_chunk(f"s{n}", "first")
+        for one, subscription in zip(heard, subscriptions, strict=True):
+            await one.until(1)
+            assert one.all == [("chunk", "first")]
+            await subscription.unsubscribe()
+
+
+@pytest.mark.scenario(71)
+async def test_a_later_subscriber_gets_only_what_comes_later(replica, replica_b):
+    """And the first one is not disturbed."""
+    await start(replica)
+    first, second = Heard(), Heard()
+    await first.attach(replica_b.transport, "s1")
+    await replica.transport.emit_chunk("s1", "before")
+    await replica.transport.flush("s1")
+    await first.until(1)
+    await second.attach(replica_b.transport, "s1")
+    await replica.transport.emit_chunk("s1", "after")
+    await replica.transport.emit_done("s1", None)
+    await first.until(3)
+    await second.until(2)
+    assert first.all == [("chunk", "before"), ("chunk", "after"), ("done", None)]
+    assert second.all == [("chunk", "after"), ("done", None)]
+
+
+async def test_subscribing_to_an_id_without_a_job_waits_for_it(replica, replica_b):
+    """The first event of the job that comes later is delivered."""
+    heard = Heard()
+    await heard.attach(replica_b.transport, "s1")
+    await start(replica)
+    await replica.transport.emit_chunk("s1", "first")
+    await replica.transport.emit_done("s1", None)
+    await heard.until(2)
+    assert heard.all == [("chunk", "first"), ("done", None)]
+
+
+@pytest.mark.scenario(58, 74)
+async def test_a_subscriber_stays_attached_over_generations(replica, replica_b):
+    """Each turn's events, from the first on, and each turn's end; nothing of an old generation after the new one."""
+    heard = Heard()
+    await heard.attach(replica_b.transport, "s1")
+    expected = []
+    for turn in range(3):
+        generation = await start(replica)
+        for n in range(5):
+            await replica.transport.emit_chunk("s1", [turn, n], generation=generation)
+        await replica.transport.emit_done("s1", turn, generation=generation)
+        expected += [*(("chunk", [turn, n]) for n in range(5)), ("done", turn)]
+    await heard.until(len(expected))
+    assert heard.all == expected
+
+
+@pytest.mark.scenario(58, 74)
+async def test_a_replaced_generation_ends_before_the_next_begins(replica, replica_b):
+    """The subscriber hears the old end (aborted), then only the new generation, whatever the old writer tries."""
+    heard = Heard()
+    await heard.attach(replica_b.transport, "s1")
+    old = await start(replica)
+    await replica.transport.emit_chunk("s1", "old", generation=old)
+    await replica.transport.flush("s1", generation=old)
+    await start(replica_b)
+    with pytest.raises(JobClosedError):
+        await emit_stored(replica.transport, "s1", "late", generation=old)
+    await replica_b.transport.emit_chunk("s1", "new")
+    await replica_b.transport.emit_done("s1", None)
+    await heard.until(4)
+    assert heard.all == [("chunk", "old"), ("aborted", None), ("chunk", "new"), ("done", None)]
+
+
+@pytest.mark.scenario(61)
+async def test_the_log_gives_a_first_subscriber_what_was_before_it(replica, replica_b):
+    """Events before anybody listened are replayed by ``read``, once, in order."""
+    await start(replica)
+    await replica.transport.emit_chunk("s1", "created")
+    await replica.transport.emit_chunk("s1", "more")
+    await replica.transport.flush("s1")
+    async with replica_b.transport.read("s1") as events:
+        assert [(await soon(anext(events))).data for _ in range(2)] == ["created", "more"]
+        await replica.transport.emit_done("s1", None)
+        assert (await soon(anext(events))).type == "done"
+
+
+@pytest.mark.scenario(100)
+async def test_what_a_subscriber_has_heard_is_in_the_log(backend, replica, replica_b):
+    """A third connection reads at once, from the log, every event that a handler was just given."""
+    third = await backend.replica()
+    await start(replica)
+    behind: list = []
+    heard = Heard()
+
+    async def check(value: int) -> None:
+        state = await third.store.get_resume_state("s1")
+        async with third.transport.read("s1") as events:
+            got = [(await soon(anext(events))).index for _ in range(value + 1)]
+        behind.append((got[-1], state is not None))
+
+    await replica_b.transport.subscribe("s1", on_chunk=check, on_done=lambda value: heard.all.append(("done", value)))
+    for n in range(25):
+        await replica.transport.emit_chunk("s1", n)
+    await replica.transport.emit_done("s1", None)
+    await heard.until(1)
+    assert behind == [(n, True) for n in range(25)]
+
+
+@pytest.mark.scenario(100)
+async def test_a_small_queue_makes_the_producer_wait_and_loses_nothing(backend, replica_b):
+    """emit_chunk waits for room; all events arrive in order."""
+    producer = await backend.replica(backend.config(limits={"queue_events": 2, "queue_bytes": 200}))
+    await start(producer)
+    for n in range(300):
+        await soon(producer.transport.emit_chunk("s1", [n, "x" * 50]))
+    await producer.transport.emit_done("s1", None)
+    check_whole(await read_all(replica_b.manager.subscribe, "s1"), [[n, "x" * 50] for n in range(300)])
+
+
+# -- emitting ---------------------------------------------------------------------------------------------------
+
+
+async def test_flush_waits_until_what_was_queued_is_stored(replica, replica_b):
+    """Afterwards another replica reads it."""
+    generation = await start(replica)
+    await replica.transport.flush("s1")
+    for n in range(50):
+        await replica.transport.emit_chunk("s1", n)
+    await replica.transport.flush("s1", generation=generation)
+    async with replica_b.transport.read("s1") as events:
+        assert [(await soon(anext(events))).data for _ in range(50)] == list(range(50))
+
+
+async def test_changing_an_event_after_it_was_emitted_does_not_matter(replica, replica_b):
+    """It was encoded before the call returned; readers get JSON, a tuple as a list."""
+    await start(replica)
+    heard = Heard()
+    await heard.attach(replica.transport, "s1")
+    event = {"list": [1], "tuple": (1, 2)}
+    await replica.transport.emit_chunk("s1", event)
+    event["list"].append(2)
+    await replica.transport.emit_done("s1", event)
+    event["list"].append(3)
+    await heard.until(2)
+    assert heard.all == [("chunk", {"list": [1], "tuple": [1, 2]}), ("done", {"list": [1, 2], "tuple": [1, 2]})]
+
+
+async def test_emitting_to_an_unknown_id_is_an_error(transport):
+    """All three, and nothing comes to be."""
+    for emit in (
+        transport.emit_chunk("nobody", 1),
+        transport.emit_done("nobody", 1),
+        transport.emit_error("nobody", "x"),
+    ):
+        with pytest.raises(JobNotFoundError) as missing:
+            await emit
+        assert missing.value.stream_id == "nobody"
+
+
+@pytest.mark.parametrize("end", ["done", "error"])
+async def test_after_the_terminal_record_every_emit_is_closed(replica, replica_b, end):
+    """Here and on the other replica, with the generation and without; the end that stands stays."""
+    generation = await start(replica)
+    if end == "done":
+        await replica.transport.emit_done("s1", "first")
+    else:
+        await replica.transport.emit_error("s1", "first")
+    for one in (replica, replica_b):
+        for given in (None, generation):
+            with pytest.raises(JobClosedError) as closed:
+                await emit_stored(one.transport, "s1", "late", generation=given)
+            assert closed.value.status == ("complete" if end == "done" else "error")
+            with pytest.raises(JobClosedError):
+                await one.transport.emit_done("s1", "late", generation=given)
+            with pytest.raises(JobClosedError):
+                await one.transport.emit_error("s1", "late", generation=given)
+    (event,) = await read_all(replica_b.manager.subscribe, "s1")
+    assert (event.type, event.data) == (end, "first")
+    job = await replica_b.store.get_job("s1")
+    assert job.status == ("complete" if end == "done" else "error")
+    assert await replica.store.get_active_job_ids_by_user("alice") == []
+
+
+async def test_done_is_in_the_record_too(replica, replica_b):
+    """Complete with the final event as JSON text."""
+    await start(replica)
+    await replica.transport.emit_done("s1", {"final": [1, None]})
+    job = await replica_b.store.get_job("s1")
+    assert (job.status, job.error, job.end_reason) == ("complete", None, None)
+    assert json.loads(job.final_event) == {"final": [1, None]}
+    assert job.completed_at is not None
+
+
+async def test_ends_at_the_same_time_have_one_winner(replica, replica_b):
+    """Through both doors, on both replicas: one is stored, the others hear that it is closed."""
+    for n in range(10):
+        stream_id = f"s{n}"
+        await start(replica, stream_id)
+        answers = await soon(
+            asyncio.gather(
+                replica.transport.emit_done(stream_id, "done"),
+                replica_b.transport.emit_error(stream_id, "error"),
+                replica.store.update_job(stream_id, status="aborted"),
+                replica_b.store.update_job(stream_id, status="complete"),
+                return_exceptions=True,
+            )
+        )
+        unexpected = [a for a in answers if isinstance(a, BaseException) and not isinstance(a, JobClosedError)]
+        assert not unexpected
+        won = [kind for kind, answer in zip(("done", "error", "aborted", "done"), answers, strict=True) if _won(answer)]
+        (end,) = await read_all(replica.manager.subscribe, stream_id)
+        assert [str(end.type)] == won
+        status = {"done": "complete", "error": "error", "aborted": "aborted"}[str(end.type)]
+        for one in (replica, replica_b):
+            assert (await one.store.get_job(stream_id)).status == status
+
+
+def _won(answer):
+    return answer is None or answer is True
+
+
+# -- handlers ---------------------------------------------------------------------------------------------------
+
+
+async def test_handlers_may_be_async_and_are_called_one_at_a_time(replica):
+    """A slow one is never entered twice, and order holds."""
+    await start(replica)
+    busy = 0
+    got: list = []
+
+    async def slow(value: object) -> None:
+        nonlocal busy
+        busy += 1
+        assert busy == 1
+        for _ in range(5):
+            await asyncio.sleep(0)
+        got.append(value)
+        busy -= 1
+
+    await replica.transport.subscribe("s1", on_chunk=slow, on_done=slow)
+    for n in range(20):
+        await replica.transport.emit_chunk("s1", n)
+    await replica.transport.emit_done("s1", "end")
+    await eventually(lambda: len(got) == 21)
+    assert got == [*range(20), "end"]
+
+
+@pytest.mark.scenario(59)
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_handler_that_raises_loses_nothing_of_later_events(replica, caplog, kind):
+    """It is logged; the next events and the end arrive, also for another subscriber."""
+    await start(replica)
+    heard, other = Heard(), Heard()
+
+    def plain(value: object) -> None:
+        heard.all.append(("chunk", value))
+        if value == 1:
+            raise RuntimeError("handler broke")
+
+    async def coroutine(value: object) -> None:
+        plain(value)
+
+    await replica.transport.subscribe(
+        "s1",
+        on_chunk=plain if kind == "plain" else coroutine,
+        on_done=lambda value: heard.all.append(("done", value)),
+    )
+    await other.attach(replica.transport, "s1")
+    for n in range(4):
+        await replica.transport.emit_chunk("s1", n)
+    await replica.transport.emit_done("s1", None)
+    await heard.until(5)
+    await other.until(5)
+    assert heard.all == other.all == [*(("chunk", n) for n in range(4)), ("done", None)]
+    assert "handler broke" in caplog.text
+
+
+@pytest.mark.scenario(59)
+async def test_a_slow_subscriber_holds_up_nobody(replica, replica_b):
+    """While one handler waits, another subscriber of the same replica gets everything; later so does the slow one."""
+    await start(replica)
+    gate = asyncio.Event()
+    slow: list = []
+
+    async def stuck(value: object) -> None:
+        await gate.wait()
+        slow.append(value)
+
+    await replica_b.transport.subscribe("s1", on_chunk=stuck, on_done=stuck)
+    quick = Heard()
+    await quick.attach(replica_b.transport, "s1")
+    for n in range(200):
+        await replica.transport.emit_chunk("s1", n)
+    await replica.transport.emit_done("s1", "end")
+    await quick.until(201)
+    assert slow == []
+    gate.set()
+    await eventually(lambda: len(slow) == 201)
+    assert slow == [*range(200), "end"]
+
+
+@pytest.mark.parametrize("handler", ["on_aborted", "on_done"])
+async def test_the_final_event_of_an_abort_goes_to_on_aborted_or_else_to_on_done(replica, replica_b, handler):
+    """The value given to abort; None when none was given."""
+    heard = Heard()
+    await heard.attach(replica_b.transport, "s1", aborted=handler == "on_aborted")
+    await start(replica)
+    await replica.manager.abort("s1", final_event={"final": 1})
+    await start(replica)
+    await replica.manager.abort("s1")
+    await heard.until(2)
+    kind = handler.removeprefix("on_")
+    assert heard.all == [(kind, {"final": 1}), (kind, None)]
+
+
+async def test_only_on_chunk_is_required(replica):
+    """An end without a handler for it is no trouble."""
+    got: list = []
+    await replica.transport.subscribe("s1", on_chunk=got.append)
+    for turn in range(2):
+        await start(replica)
+        await replica.transport.emit_chunk("s1", turn)
+        await replica.transport.emit_error("s1", "x")
+    await eventually(lambda: got == [0, 1])
+
+
+# -- unsubscribing ----------------------------------------------------------------------------------------------
+
+
+async def test_after_unsubscribe_no_handler_runs_any_more(replica):
+    """Not even one that was running when it was called."""
+    await start(replica)
+    entered, finished = asyncio.Event(), asyncio.Event()
+    calls = 0
+
+    async def handler(_value: object) -> None:
+        nonlocal calls
+        calls += 1
+        entered.set()
+        try:
+            for _ in range(50):
+                await asyncio.sleep(0)
+        finally:
+            finished.set()
+
+    subscription = await replica.transport.subscribe("s1", on_chunk=handler)
+    other = Heard()
+    await other.attach(replica.transport, "s1")
+    for n in range(5):
+        await replica.transport.emit_chunk("s1", n)
+    await soon(entered.wait())
+    await subscription.unsubscribe()
+    assert finished.is_set()
+    seen = calls
+    await replica.transport.emit_chunk("s1", "later")
+    await replica.transport.emit_done("s1", None)
+    await other.until(7)
+    assert calls == seen
+
+
+async def test_a_handler_may_unsubscribe_its_own_subscription(replica):
+    """It does not wait for itself."""
+    await start(replica)
+    got: list = []
+
+    async def once(value: object) -> None:
+        got.append(value)
+        await subscription.unsubscribe()
+
+    subscription = await replica.transport.subscribe("s1", on_chunk=once)
+    other = Heard()
+    await other.attach(replica.transport, "s1")
+    for n in range(3):
+        await replica.transport.emit_chunk("s1", n)
+    await replica.transport.emit_done("s1", None)
+    await other.until(4)
+    await eventually(lambda: replica.transport.get_subscriber_count("s1") == 1)
+    assert got == [0]
+
+
+@pytest.mark.scenario(53)
+async def test_an_old_handle_never_touches_a_later_subscription(replica):
+    """Called twice, and after cleanup and reuse of the id."""
+    transport = replica.transport
+    await start(replica)
+    first, second = Heard(), Heard()
+    old = await first.attach(transport, "s1")
+    cleaned = await first.attach(transport, "s1")
+    await old.unsubscribe()
+    await old.unsubscribe()
+    await transport.cleanup("s1")
+    await second.attach(transport, "s1")
+    await old.unsubscribe()
+    await cleaned.unsubscribe()
+    assert transport.get_subscriber_count("s1") == 1
+    await transport.emit_chunk("s1", 1)
+    await second.until(1)
+    assert first.all == []
+
+
+@pytest.mark.scenario(60)
+async def test_cleanup_drops_everything_local_of_an_id(replica, replica_b):
+    """Count 0, nothing delivered, not tracked; other ids and other replicas are untouched."""
+    transport = replica.transport
+    for stream_id in ("s1", "s2"):
+        await start(replica, stream_id)
+    mine, other, far = Heard(), Heard(), Heard()
+    aborts, ends, left = Calls(), Calls(), Calls()
+    await mine.attach(transport, "s1")
+    await transport.on_abort("s1", aborts)
+    await transport.on_end("s1", ends)
+    await transport.on_all_subscribers_left("s1", left)
+    await other.attach(transport, "s2")
+    await far.attach(replica_b.transport, "s1")
+    assert sorted(transport.get_tracked_stream_ids()) == ["s1", "s2"]
+    await transport.cleanup("s1")
+    assert transport.get_subscriber_count("s1") == 0
+    assert not transport.is_first_subscriber("s1")
+    assert transport.get_tracked_stream_ids() == ["s2"]
+    for stream_id in ("s1", "s2"):
+        await transport.emit_chunk(stream_id, stream_id)
+    await replica_b.transport.emit_abort("s1")
+    await transport.emit_done("s1", None)
+    await far.until(2)
+    await other.until(1)
+    assert (mine.all, aborts.count, ends.count, left.count) == ([], 0, 0, 0)
+    assert far.all == [("chunk", "s1"), ("done", None)]
+
+
+async def test_cleanup_of_an_unknown_id_is_fine(transport):
+    """Nothing to do, nothing raised."""
+    await transport.cleanup("nobody")
+    assert transport.get_tracked_stream_ids() == []
+
+
+async def test_tracked_ids_are_those_with_something_local(replica):
+    """A subscriber, a callback, a reader; without them nothing is tracked."""
+    transport = replica.transport
+    assert transport.get_tracked_stream_ids() == []
+    for stream_id in ("s1", "s2", "s3"):
+        await start(replica, stream_id)
+    subscription = await Heard().attach(transport, "s1")
+    registration = await transport.on_abort("s2", Calls())
+    async with transport.read("s3"):
+        assert sorted(transport.get_tracked_stream_ids()) == ["s1", "s2", "s3"]
+    await subscription.unsubscribe()
+    await registration.dispose()
+    await eventually(lambda: transport.get_tracked_stream_ids() == [])
+
+
+@pytest.mark.scenario(57)
+async def test_listeners_that_are_no_subscribers_are_not_counted(replica, replica_b, caplog):
+    """on_abort and on_end: no subscriber, no warning while events flow; a later subscriber starts at the live edge."""
+    transport = replica.transport
+    await start(replica)
+    await transport.on_abort("s1", Calls())
+    await transport.on_end("s1", Calls())
+    for n in range(300):
+        await replica_b.transport.emit_chunk("s1", n)
+    await replica_b.transport.flush("s1")
+    assert transport.get_subscriber_count("s1") == 0
+    assert not transport.is_first_subscriber("s1")
+    assert await replica_b.transport.count_subscribers("s1") == 0
+    heard = Heard()
+    await heard.attach(transport, "s1")
+    assert transport.is_first_subscriber("s1")
+    await replica_b.transport.emit_chunk("s1", "live")
+    await replica_b.transport.emit_done("s1", None)
+    await heard.until(2)
+    assert heard.all == [("chunk", "live"), ("done", None)]
+    assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+
+
+# -- ends -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["done", "error", "update", "abort", "replace", "delete"])
+async def test_on_end_is_called_once_whoever_ends_it(replica, replica_b, end):
+    """With the terminal event; on the replica that ends it and on another."""
+    generation = await start(replica)
+    near, far = Calls(), Calls()
+    await replica.transport.on_end("s1", near)
+    await replica_b.transport.on_end("s1", far, generation=generation)
+    await replica.transport.emit_chunk("s1", 1)
+    await replica.transport.flush("s1")
+    await {
+        "done": lambda: replica.transport.emit_done("s1", "x"),
+        "error": lambda: replica_b.transport.emit_error("s1", "x"),
+        "update": lambda: replica_b.store.update_job("s1", status="complete"),
+        "abort": lambda: replica_b.manager.abort("s1"),
+        "replace": lambda: replica_b.store.create_job("s1", "alice"),
+        "delete": lambda: replica_b.store.delete_job("s1"),
+    }[end]()
+    await near.until(1)
+    await far.until(1)
+    reasons = {"abort": EndReason.ABORT, "replace": EndReason.REPLACED, "delete": EndReason.DELETED}
+    kind = {"done": "done", "error": "error", "update": "done"}.get(end, "aborted")
+    for (event,) in (near.got, far.got):
+        assert (event.type, event.end_reason, event.index) == (kind, reasons.get(end), 1)
+        assert event.generation == generation
+        assert event.is_terminal
+
+
+async def test_on_end_is_called_once_over_later_generations(replica):
+    """It speaks of the generation that was newest when it was registered."""
+    first = await start(replica)
+    calls, later = Calls(), Calls()
+    await replica.transport.on_end("s1", calls)
+    await replica.transport.emit_done("s1", 1)
+    await calls.until(1)
+    await start(replica)
+    await replica.transport.on_end("s1", later)
+    await replica.transport.emit_done("s1", 2)
+    await later.until(1)
+    assert [(end.data, end.generation) for end in calls.got] == [(1, first)]
+    assert [end.data for end in later.got] == [2]
+
+
+async def test_on_end_of_a_generation_that_has_ended_is_called_too(replica, replica_b):
+    """Nobody can register in time for an end that was quicker."""
+    generation = await start(replica)
+    await replica.transport.emit_done("s1", "x")
+    calls = Calls()
+    await replica_b.transport.on_end("s1", calls, generation=generation)
+    await calls.until(1)
+    assert [end.data for end in calls.got] == ["x"]
+
+
+async def test_on_end_of_an_unknown_job_is_an_error(transport):
+    """Without a generation there is nothing to wait for."""
+    with pytest.raises(JobNotFoundError):
+        await transport.on_end("nobody", Calls())
+    assert transport.get_tracked_stream_ids() == []
+
+
+async def test_a_disposed_end_callback_is_not_called(replica):
+    """Others of the same id are."""
+    await start(replica)
+    gone, stays = Calls(), Calls()
+    registration = await replica.transport.on_end("s1", gone)
+    await replica.transport.on_end("s1", stays)
+    await registration.dispose()
+    await registration.dispose()
+    await replica.transport.emit_done("s1", None)
+    await stays.until(1)
+    assert gone.count == 0
+
+
+# -- abort signals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.scenario(54)
+async def test_an_abort_signal_reaches_every_callback_on_every_replica(replica, replica_b):
+    """The sender's included; a disposed one leaves the others; after cleanup none."""
+    await start(replica)
+    calls = [Calls() for _ in range(4)]
+    gone = Calls()
+    registration = await replica.transport.on_abort("s1", gone)
+    for one, at in zip(calls, (replica, replica, replica_b, replica_b), strict=True):
+        await at.transport.on_abort("s1", one)
+    await registration.dispose()
+    await registration.dispose()
+    assert await soon(replica_b.transport.emit_abort("s1")) is True
+    for one in calls:
+        await one.until(1)
+    assert await soon(replica.transport.emit_abort("s1")) is True
+    for one in calls:
+        await one.until(2)
+    assert gone.count == 0
+    await replica_b.transport.cleanup("s1")
+    await soon(replica.transport.emit_abort("s1"))
+    for one in calls[:2]:
+        await one.until(3)
+    assert [one.count for one in calls] == [3, 3, 2, 2]
+    assert (await replica.store.get_job("s1")).status == "running"
+
+
+async def test_emit_abort_is_true_when_the_owners_callbacks_have_run(replica, replica_b):
+    """Async callbacks are awaited; without any, or without a job, it is False."""
+    await start(replica)
+    ran: list = []
+
+    async def stop() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        ran.append(True)
+
+    assert await soon(replica_b.transport.emit_abort("nobody")) is False
+    registration = await replica.transport.on_abort("s1", stop)
+    assert await soon(replica_b.transport.emit_abort("s1")) is True
+    assert ran == [True]
+    await registration.dispose()
+    assert await soon(replica_b.transport.emit_abort("s1")) is False
+
+
+async def test_emit_abort_waits_no_longer_than_timing_abort(replica, replica_b):
+    """A callback that does not come to an end: False, in bounded time."""
+    await start(replica)
+    gate = asyncio.Event()
+    registration = await replica.transport.on_abort("s1", gate.wait)
+    assert await soon(replica_b.transport.emit_abort("s1"), within=8) is False
+    gate.set()
+    await registration.dispose()
+
+
+@pytest.mark.scenario(55)
+async def test_a_listener_of_one_generation_does_not_hear_signals_for_another(replica, replica_b):
+    """Named, or the newest at the signal."""
+    old = await start(replica)
+    of_old, of_any = Calls(), Calls()
+    await replica.transport.on_abort("s1", of_old, generation=old)
+    await replica.transport.on_abort("s1", of_any)
+    new = await start(replica)
+    of_new = Calls()
+    await replica.transport.on_abort("s1", of_new, generation=new)
+    assert await soon(replica_b.transport.emit_abort("s1")) is True
+    await of_new.until(1)
+    await of_any.until(1)
+    assert await soon(replica_b.transport.emit_abort("s1", generation=new)) is True
+    await of_new.until(2)
+    assert await soon(replica_b.transport.emit_abort("s1", generation=old)) in (True, False)
+    assert await soon(replica_b.transport.emit_abort("s1", generation=new)) is True
+    await of_new.until(3)
+    assert of_new.count == 3
+    assert of_old.count <= 1  # the signal that named it may reach it; the others may not
+
+
+@pytest.mark.scenario(52)
+async def test_abort_callbacks_outlive_subscribers(replica, replica_b):
+    """After a subscriber came and left the signal still arrives."""
+    await start(replica)
+    calls = Calls()
+    await replica.transport.on_abort("s1", calls)
+    for _ in range(3):
+        subscription = await Heard().attach(replica.transport, "s1")
+        await subscription.unsubscribe()
+    assert await soon(replica_b.transport.emit_abort("s1")) is True
+    await calls.until(1)
+
+
+async def test_when_on_abort_returns_no_later_signal_is_missed(replica, replica_b):
+    """Twenty times: registered on one replica, signalled on another in the next moment."""
+    for n in range(20):
+        await start(replica, f"s{n}")
+        calls = Calls()
+        await replica.transport.on_abort(f"s{n}", calls)
+        assert await soon(replica_b.transport.emit_abort(f"s{n}")) is True
+        assert calls.count == 1
+
+
+# -- lifetimes --------------------------------------------------------------------------------------------------
+
+
+async def test_destroy_closes_and_leaves_the_connection(backend, replica, replica_b):
+    """Nothing is delivered any more, calls say that it is not open; twice is fine; the store goes on."""
+    await start(replica)
+    heard, far = Heard(), Heard()
+    await heard.attach(replica.transport, "s1")
+    await far.attach(replica_b.transport, "s1")
+    async with replica.transport.read("s1") as events:
+        await replica.transport.destroy()
+        with pytest.raises(NotOpenError):
+            await soon(anext(events))
+    await replica.transport.destroy()
+    assert replica.transport.get_tracked_stream_ids() == []
+    with pytest.raises(NotOpenError):
+        await replica.transport.emit_chunk("s1", 1)
+    with pytest.raises(NotOpenError):
+        await heard.attach(replica.transport, "s1")
+    await replica.store.append_chunk("s1", "x")
+    await far.until(1)
+    assert heard.all == []
+
+
+async def test_two_transports_on_one_memory_store_are_two_replicas_of_viewers(backend_name, server_url):
+    """As the interface says of the memory pair."""
+    if backend_name != "memory":
+        pytest.skip("speaks of the memory pair only")
+    store = natsjobs.MemoryJobStore()
+    await store.initialize()
+    one, two = natsjobs.MemoryEventTransport(store), natsjobs.MemoryEventTransport(store)
+    await store.create_job("s1", "alice")
+    heard = Heard()
+    await heard.attach(two, "s1")
+    assert (one.get_subscriber_count("s1"), two.get_subscriber_count("s1")) == (0, 1)
+    assert await one.count_subscribers("s1") == 1
+    await one.emit_chunk("s1", 1)
+    await one.emit_done("s1", None)
+    await heard.until(2)
+    assert heard.all == [("chunk", 1), ("done", None)]
+    await one.destroy()
+    await two.destroy()
+    await store.destroy()

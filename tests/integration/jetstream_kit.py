@@ -1,0 +1,210 @@
+"""For the tests of ``natsjobs.jetstream``: servers with a configuration of their own, links, and waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client
+
+from natsjobs import embedded
+from natsjobs.config import Config, Retention, Timing
+from natsjobs.engine.subjects import Subjects
+from natsjobs.jetstream import NatsLink, link_for
+
+BOTH = pytest.mark.parametrize("server_name", ["newest_server", "oldest_server"])
+
+
+def config(**plain: Any) -> Config:
+    """Short timings and a namespace that no other test has."""
+    timing = Timing(request=plain.pop("request", 3.0))
+    retention = plain.pop("retention", Retention())
+    return Config(**{"namespace": f"t{uuid.uuid4().hex[:10]}", "timing": timing, "retention": retention, **plain})
+
+
+async def eventually(check: Callable[[], Any], *, within: float = 20.0) -> Any:
+    """Wait until ``check`` (plain or async) gives something true; that."""
+    deadline = time.monotonic() + within
+    while True:
+        found = check()
+        if inspect.isawaitable(found):
+            found = await found
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {within} s: {inspect.getsource(check).strip()}"
+        await asyncio.sleep(0.01)
+
+
+class Space:
+    """One namespace on one server: a given connection and a link on it."""
+
+    def __init__(self, nc: Client, link: NatsLink, settings: Config) -> None:
+        self.nc = nc
+        self.link = link
+        self.config = settings
+        self.names = Subjects(settings.namespace)
+        self.log = self.names.log("s", "g")
+        self.end = self.names.end("s", "g")
+        self.scope = self.names.scope("s", "g")
+        self.record = self.names.record("owner", "me")
+
+    async def append(self, body: bytes, expect: int | None = None, **options: Any) -> int:
+        """Append to the log under the guard of its generation."""
+        scope = self.scope if expect is not None else None
+        return await self.link.events.append(self.log, body, expect=expect, scope=scope, **options)
+
+
+@asynccontextmanager
+async def space(url: str | list[str], settings: Config | None = None, **options: Any) -> AsyncIterator[Space]:
+    """An open link on a given connection, in a namespace of its own; its streams go at the end."""
+    settings = settings or config()
+    options = {"reconnect_time_wait": 0.05, "max_reconnect_attempts": -1, "error_cb": quiet, **options}
+    nc = await nats.connect(url, **options)
+    link = link_for(nc, settings)
+    made = Space(nc, link, settings)
+    try:
+        await link.open()
+        yield made
+    finally:
+        await link.close()
+        with suppress(nats.errors.Error):
+            for name in (made.names.events_stream, made.names.records_stream):
+                await nc.request(f"$JS.API.STREAM.DELETE.{name}", timeout=5)
+        await nc.close()
+
+
+async def quiet(_: Exception) -> None:
+    """An error callback for tests that break things."""
+
+
+async def no_tasks_left(before: set[asyncio.Task[Any]]) -> None:
+    """Assert that every task that was not there before has ended."""
+    await eventually(lambda: not (asyncio.all_tasks() - before), within=3)
+
+
+class Server:
+    """A nats-server with a configuration file, that can be stopped, paused and started again at the same place."""
+
+    def __init__(self, folder: Path, text: str, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._file = folder / f"nats-{self.port}.conf"
+        head = f'listen: "127.0.0.1:{self.port}"\n'
+        self._file.write_text(head + text.replace("$STORE", str(folder / f"store-{self.port}")))
+        self._log = folder / f"nats-{self.port}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start; ready when it takes connections."""
+        binary = os.environ.get("NATS_SERVER_BIN") or str(embedded.find_binary())
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([binary, "-c", str(self._file)], stdout=log, stderr=log)
+        deadline = time.monotonic() + 15
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.02)
+
+    def rewrite(self, change: Callable[[str], str]) -> None:
+        """Another configuration, for the next start or ``reload``."""
+        self._file.write_text(change(self._file.read_text()))
+
+    def signal(self, what: signal.Signals) -> None:
+        """SIGSTOP, SIGCONT, SIGHUP: to this process only."""
+        assert self._process is not None
+        self._process.send_signal(what)
+
+    def stop(self) -> None:
+        """Stop; twice is fine."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+
+@contextmanager
+def server(folder: Path, text: str = 'jetstream: {store_dir: "$STORE"}\n') -> Iterator[Server]:
+    """A running server of one's own."""
+    made = Server(folder, text)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def subscriptions(nc: Client) -> list[str]:
+    """What a client is subscribed to, as it knows it itself."""
+    return [sub.subject for sub in nc._subs.values()]
+
+
+async def stream_config(nc: Client, name: str) -> dict[str, Any]:
+    """The settings of a stream, as the server tells them."""
+    reply = await nc.request(f"$JS.API.STREAM.INFO.{name}", timeout=5)
+    return dict(json.loads(reply.data)["config"])
+
+
+async def leader_of(made: Space) -> str:
+    """The name of the server that leads the events stream."""
+    info = await made.nc.jetstream().stream_info(made.names.events_stream)
+    assert info.cluster is not None
+    return str(info.cluster.leader)
+
+
+@asynccontextmanager
+async def cluster(folder: Path) -> AsyncIterator[tuple[dict[str, Server], Space]]:
+    """Three servers on loopback, and a namespace with three replicas on them."""
+    routes = {name: free_port() for name in ("n1", "n2", "n3")}
+    urls = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in routes.values())
+    servers: dict[str, Server] = {}
+    try:
+        for name, port in routes.items():
+            text = (
+                f'server_name: {name}\njetstream: {{store_dir: "$STORE"}}\n'
+                f'cluster: {{name: c, listen: "127.0.0.1:{port}", routes: [{urls}], no_advertise: true}}\n'
+            )
+            servers[name] = Server(folder, text)
+            servers[name].start()
+        await _has_leader(servers["n1"].url)
+        async with space([one.url for one in servers.values()], config(replicas=3, request=5.0)) as made:
+            yield servers, made
+    finally:
+        for one in servers.values():
+            one.stop()
+
+
+async def _has_leader(url: str) -> None:
+    nc = await nats.connect(url)
+
+    async def answers() -> bool:
+        try:
+            reply = await nc.request("$JS.API.INFO", timeout=0.5)
+        except nats.errors.Error:
+            return False
+        return b'"error"' not in reply.data
+
+    await eventually(answers, within=30)
+    await nc.close()
