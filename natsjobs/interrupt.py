@@ -33,10 +33,13 @@ class Interrupt:
         """The task that would be interrupted."""
         return self._task
 
-    def arm(self, task: asyncio.Task[Any]) -> None:
-        """Name the task. If the interrupt is already due, it comes at the task's next await."""
+    def arm(self, task: asyncio.Task[Any], *, before: int | None = None) -> None:
+        """Name the task. If the interrupt is already due, it comes at the task's next await.
+
+        ``before``: what ``task.cancelling()`` was when the interruptible part began; ``None``: it begins now.
+        """
         self._task = task
-        self._before = task.cancelling()
+        self._before = task.cancelling() if before is None else before
         self._deliver()
 
     def fire(self) -> None:

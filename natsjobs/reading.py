@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from natsjobs.errors import NotOpenError
 from natsjobs.interfaces import EventReader
@@ -36,14 +36,16 @@ class ReaderBlock:
         self._reader: EventReader | None = None
         self._closed = False
         self._released = False
-        self._pending: Interrupt | None = None
+        self._waiting: asyncio.Task[Any] | None = None
+        self._before = 0
+        self._interrupt: Interrupt | None = None
         self._idle = asyncio.Event()
 
     async def __aenter__(self) -> EventReader:
         self._require_open()
         self._readers.add(self)
         try:
-            self._reader = await self._unless_closed(self._inner.__aenter__())
+            self._reader = await self._unless_closed(self._inner.__aenter__)
         except BaseException:
             self._readers.discard(self)
             raise
@@ -60,25 +62,25 @@ class ReaderBlock:
     async def __anext__(self) -> StreamEvent:
         if self._closed or self._reader is None:
             raise NotOpenError(_LEFT)
-        return await self._unless_closed(self._reader.__anext__())
+        return await self._unless_closed(self._reader.__anext__)
 
-    async def _unless_closed(self, awaitable: Awaitable[_T]) -> _T:
+    async def _unless_closed(self, call: Callable[[], Awaitable[_T]]) -> _T:
         task = asyncio.current_task()
-        if task is None or self._pending is not None:
+        if task is None or self._waiting is not None:
             raise RuntimeError("a reader is used by one task at a time; subscribe once per task")
-        self._pending = pending = Interrupt("the JobManager was closed")
-        pending.arm(task)
+        # This runs once per event: what an interrupt needs is only noted here.
+        self._waiting, self._before = task, task.cancelling()
         try:
-            return await awaitable
+            return await call()
         except asyncio.CancelledError:
-            if pending.fired and not pending.by_others:
+            if self._interrupt is not None and not self._interrupt.by_others:
                 raise NotOpenError(_LEFT) from None
             raise
         finally:
-            self._pending = None
-            if pending.fired:
+            self._waiting = None
+            if self._interrupt is not None:
                 self._idle.set()
-                if (cut := await pending.release()) is not None:
+                if (cut := await self._interrupt.release()) is not None:
                     raise cut
 
     @property
@@ -100,8 +102,10 @@ class ReaderBlock:
     async def close(self) -> None:
         """The manager is left: whoever waits for the next event gets ``NotOpenError``."""
         self._closed = True
-        if self._pending is not None:
-            self._pending.fire()
+        if self._waiting is not None:
+            self._interrupt = Interrupt("the JobManager was closed")
+            self._interrupt.arm(self._waiting, before=self._before)
+            self._interrupt.fire()
             await self._idle.wait()
         await self._exit()
 

@@ -338,9 +338,7 @@ class RunBlock:
         end = outcome.stands
         if end is not None and end.end_reason != SHUTDOWN.end_reason:
             if outcome.ours and not end.is_abort:
-                return isinstance(
-                    exc, asyncio.CancelledError
-                )  # Only an interrupt that came too late is ours to swallow.
+                return False
             if end.is_abort:
                 return True
             if isinstance(exc, JobClosedError):

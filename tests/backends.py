@@ -11,7 +11,7 @@ import base64
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import nats
@@ -21,7 +21,7 @@ import natsjobs
 from natsjobs import Config
 from natsjobs.config import Limits, Retention, Timing
 from natsjobs.engine.subjects import Subjects
-from natsjobs.memory import MemorySystem
+from natsjobs.memory import MemoryLink, MemorySystem
 
 FAST: dict[str, float] = {
     "lease": 3.0,
@@ -192,16 +192,27 @@ class MemoryBackend(Backend):
         return await replica.open()
 
     async def records(self, kind: str) -> list[tuple[str, ...]]:
-        stream = self.system.link().records
         found = []
-        for subject in await stream.subjects(self.subjects.records(kind)):
-            message = await stream.last(subject)
-            if message and message.marker is None and (key := self.subjects.split_record(subject)):
-                found.append(key)
+        async with self._link() as link:
+            for subject in await link.records.subjects(self.subjects.records(kind)):
+                message = await link.records.last(subject)
+                if message and message.marker is None and (key := self.subjects.split_record(subject)):
+                    found.append(key)
         return found
 
     async def put_record(self, body: object, kind: str, *ids: str) -> None:
-        await self.system.link().records.append(self.subjects.record(kind, *ids), json.dumps(body).encode())
+        async with self._link() as link:
+            await link.records.append(self.subjects.record(kind, *ids), json.dumps(body).encode())
+
+    @contextlib.asynccontextmanager
+    async def _link(self) -> AsyncIterator[MemoryLink]:
+        """A link past the library."""
+        link = self.system.link()
+        await link.open()
+        try:
+            yield link
+        finally:
+            await link.close()
 
 
 # -- a real server ----------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ def main() -> int:
     try:
         from natsjobs.cli.app import app
     except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] not in _LIBRARIES:
+        library = (exc.name or "").partition(".")[0]
+        if library not in _LIBRARIES:
             raise
-        print(f"natsjobs: the command line needs {exc.name}; run: pip install 'natsjobs[cli]'", file=sys.stderr)
+        print(f"natsjobs: the command line needs {library}; run: pip install 'natsjobs[cli]'", file=sys.stderr)
         return 2
     app(prog_name="natsjobs")
     return 0

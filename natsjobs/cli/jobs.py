@@ -153,22 +153,20 @@ def tail(
     """
 
     async def work(jobs: JobManager) -> int:
-        cursor = after
-        try:
-            async with jobs.subscribe(stream_id, after=after, wait=wait) as events:
+        async with jobs.subscribe(stream_id, after=after, wait=wait) as events:
+            try:
                 async for event in events:
-                    cursor = event.cursor
                     if as_json:
                         emit_json(to_dict(event))
                     elif not event.is_terminal:
                         emit_raw(event.raw)
                     if event.is_terminal:
                         return _tell_end(event, quiet=as_json)
-        finally:
-            if cursor is not None and not as_json:
-                print(f"cursor: {cursor}", file=sys.stderr, flush=True)
+            finally:
+                if not as_json and (cursor := events.cursor or after):
+                    print(f"cursor: {cursor}", file=sys.stderr, flush=True)
         if not as_json:
-            print("nothing after this cursor: the generation had ended there", file=sys.stderr)
+            print("the generation had ended at this cursor", file=sys.stderr)
         return 0
 
     run(Options.of(ctx, server, namespace, creds, embedded), work)

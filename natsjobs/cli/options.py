@@ -34,8 +34,9 @@ from natsjobs.errors import (
 )
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
-# As the shell counts what a signal ended: SIGINT, SIGPIPE, SIGTERM.
-INTERRUPTED, NOBODY_READS, TERMINATED = 130, 141, 143
+_SHELL = 128
+"""What the shell adds to the number of the signal that ended a command."""
+_GRACE = 10.0
 
 _log = logging.getLogger("natsjobs.cli")
 
@@ -151,26 +152,37 @@ def embedded_server(options: Options) -> AbstractContextManager[Running | None]:
 
 
 def run_async(work: Coroutine[Any, Any, int]) -> int:
-    """Like ``asyncio.run``, but SIGTERM too cancels the work instead of ending the process in the middle of it."""
-    terminated = False
+    """Like ``asyncio.run``, but Ctrl-C and SIGTERM cancel the work; the exit status then says so.
+
+    What the work does to leave properly may take ``_GRACE`` seconds; with NATS away it would take minutes. A second
+    signal leaves at once. What is left behind ends by itself: a job when its lease lapses, a process with its input.
+    """
+    stopped_by: list[signal.Signals] = []
+
+    def leave() -> None:
+        complain("left without waiting any longer; a job that ran here ends when its lease lapses")
+        os._exit(_SHELL + stopped_by[0])
 
     async def supervised() -> int:
-        task = asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
+        def stop(number: signal.Signals) -> None:
+            stopped_by.append(number)
+            if len(stopped_by) > 1:
+                leave()
             task.cancel()
+            loop.call_later(_GRACE, leave)
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
         return await work
 
     try:
         return asyncio.run(supervised())
     except asyncio.CancelledError:
-        if terminated:
-            return TERMINATED
+        if stopped_by:
+            return _SHELL + stopped_by[0]
         raise
 
 
@@ -179,13 +191,13 @@ def guard(work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return _SHELL + signal.SIGINT
     except Exception as exc:  # noqa: BLE001 - the outermost frame: everything becomes a line and a status
         cause = _single(exc)
         if isinstance(cause, BrokenPipeError):
             # `natsjobs tail … | head`: nobody reads on. Python would complain once more when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return NOBODY_READS
+            return _SHELL + signal.SIGPIPE
         known = isinstance(cause, NatsJobsError)
         complain(str(cause) if known else f"unexpected {type(cause).__name__}: {cause} (run with --debug)")
         _log.debug("where it came from", exc_info=exc)
@@ -203,9 +215,10 @@ def status_of(error: BaseException) -> int:
 
 def _single(exc: BaseException) -> BaseException:
     """The first error inside groups: one line has room for one."""
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    return exc
+    if not isinstance(exc, BaseExceptionGroup):
+        return exc
+    inside: tuple[BaseException, ...] = exc.exceptions  # pyright: ignore[reportUnknownMemberType]
+    return _single(inside[0])
 
 
 def set_up_logging(*, debug: bool) -> None:

@@ -4,8 +4,8 @@ Every step and every tool call has a slot of its own. Slots are places in the an
 the producer names or behind the last one, whichever is further on, so what was drawn never moves, except that a steer
 may be put in between. A slot without content leaves no part.
 
-Two things are decided here that the original leaves to chance: a fragment that names a call never goes into a slot that
-belongs to another call, and a second step at the index of a tool call gets a slot of its own for its calls.
+Two things that the recorded behaviour leaves open are decided here: a fragment that names a call never goes into a slot
+that belongs to another call, and a second step at the index of a tool call gets a slot of its own for its calls.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ The fact is the terminal record: whoever is asked to abort makes sure that one s
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from typing import Any
 
@@ -19,6 +18,7 @@ import msgspec
 
 from natsjobs.engine import wire
 from natsjobs.engine.appender import End
+from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, mark_ended, read_record
@@ -54,7 +54,8 @@ class Aborts:
         self._registrations: dict[str, list[AbortRegistration]] = {}
         self._interests: dict[str, Interest] = {}
         self._lock = asyncio.Lock()
-        self._heard: dict[str, None] = {}  # ids of signals that were heard, newest last: one comes by two paths
+        # Signals that were heard, newest last: one comes by two paths, and both answers say what its callbacks did.
+        self._heard: dict[str, asyncio.Future[int]] = {}
 
     def stream_ids(self) -> set[str]:
         """Stream ids with callbacks."""
@@ -115,20 +116,19 @@ class Aborts:
         return None
 
     async def hear(self, stream_id: str, generation: str, signal_id: str) -> int:
-        """Run the callbacks for a signal, once; how many ran."""
-        if signal_id in self._heard:
-            return 0
-        self._heard[signal_id] = None
-        while len(self._heard) > 4096:  # noqa: PLR2004 - signals of the last minutes
+        """Run the callbacks for a signal, once; how many ran, also for who hears of it again."""
+        if (earlier := self._heard.get(signal_id)) is not None:
+            return await asyncio.shield(earlier)
+        ran: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._heard[signal_id] = ran
+        while len(self._heard) > 4096:
             del self._heard[next(iter(self._heard))]
         wanted = [r for r in self._registrations.get(stream_id, []) if r.generation in {None, generation}]
-        for registration in wanted:
-            try:
-                result = registration.callback()
-                if inspect.isawaitable(result):
-                    await result
-            except Exception:
-                _log.exception("an on_abort callback of %s failed", stream_id)
+        try:
+            for registration in wanted:
+                await call_and_wait(f"an on_abort callback of {stream_id}", registration.callback)
+        finally:
+            ran.set_result(len(wanted))
         return len(wanted)
 
     # -- the owner's side ---------------------------------------------------------------------------------------
@@ -185,13 +185,10 @@ class Aborts:
             reply = await self._context.link.bus.request(
                 subject, msgspec.json.encode(request), timeout=self._context.config.timing.abort
             )
-            answer = msgspec.json.decode(reply)
-        except (NoRespondersError, NoReplyError, msgspec.DecodeError, UnicodeDecodeError):
+        except (NoRespondersError, NoReplyError):
             return None
-        if not isinstance(answer, dict) or answer.get("replica") != owner or not answer.get("mine"):  # pyright: ignore[reportUnknownMemberType]
-            return None
-        found: dict[str, Any] = answer
-        return found
+        answer = wire.decode_object(reply)
+        return answer if answer and answer.get("replica") == owner and answer.get("mine") else None
 
     async def abort(self, stream_id: str, generation: str | None, final_event: Any) -> AbortResult:
         """Stop the run wherever it is; afterwards a terminal record stands."""
@@ -234,11 +231,9 @@ class Aborts:
 
     async def _content_of(self, stream_id: str, generation: str, answer: dict[str, Any] | None) -> list[ContentPart]:
         if answer and isinstance(parts := answer.get("content"), list):
-            found: list[ContentPart] = parts
-            return found
+            return list(parts)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         if answer and isinstance(raw := answer.get("content"), msgspec.Raw):
-            found = msgspec.json.decode(raw)
-            return found
+            return msgspec.json.decode(raw, type=list[ContentPart])
         return await self._content.folded(stream_id, generation)
 
 
@@ -248,13 +243,7 @@ def joined_text(parts: list[ContentPart]) -> str:
 
 
 def _signal(body: bytes) -> dict[str, str] | None:
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
-    signal: dict[str, Any] = value
-    if not all(isinstance(signal.get(name), str) and signal[name] for name in ("generation", "id")):
+    signal = wire.decode_object(body)
+    if signal is None or not all(isinstance(signal.get(name), str) and signal[name] for name in ("generation", "id")):
         return None
     return signal

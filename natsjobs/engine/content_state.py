@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from natsjobs.content import ContentFold
 from natsjobs.engine import wire
-from natsjobs.engine.appender import find_terminal, position_after
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.engine.terminals import find_terminal, position_after
 from natsjobs.errors import InvalidArgumentError
 from natsjobs.models import ContentPart, RunStep
 
@@ -113,9 +114,9 @@ class ContentState:
         while True:
             seq = replay.seq + 1
             try:
-                page = await patiently(lambda seq=seq: events.page(scope, seq), limit=context.patience)
+                page = await patiently(partial(events.page, scope, seq), limit=context.patience)
                 if not page:
-                    first = await patiently(lambda seq=seq: events.next(scope, seq), limit=context.patience)
+                    first = await patiently(partial(events.next, scope, seq), limit=context.patience)
                     page = [first] if first is not None else []
             except StreamMissingError:
                 page = []
@@ -147,8 +148,10 @@ class ContentState:
     async def saved_steps(self, stream_id: str, generation: str) -> list[RunStep]:
         """The stored list."""
         slot = await self._context.records.read(self._context.subjects.record("steps", stream_id, generation))
-        found: Any = (slot.value or {}).get("steps")
-        return found if isinstance(found, list) else []
+        try:
+            return msgspec.convert((slot.value or {}).get("steps", []), list[RunStep])
+        except msgspec.ValidationError:
+            return []
 
     async def drop_steps(self, stream_id: str, generation: str) -> None:
         """Remove the stored list."""
@@ -167,14 +170,14 @@ class ContentState:
         if newest is None:
             return True
         end = context.subjects.end(stream_id, generation)
-        if await find_terminal(context.link, end, newest) is None:
+        terminal = await find_terminal(context.link, end, newest)
+        if terminal is None:
             return position_after(newest, 0) is None
         await context.link.events.append(
             context.subjects.log(stream_id, generation),
-            wire.tombstone_body("gone", 0, wire.random_token()),
+            wire.tombstone_body("cleared", terminal.index, wire.random_token()),
             expect=newest.seq,
             scope=context.subjects.scope(stream_id, generation),
-            ttl=3600,
             rollup=True,
         )
         return True

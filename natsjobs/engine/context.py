@@ -16,6 +16,11 @@ from natsjobs.tasks import Tasks
 _log = logging.getLogger(__name__)
 
 
+def _ignore(stream_id: str, generation: str, terminal: wire.Terminal | None) -> None:
+    """Nobody asked yet."""
+    del stream_id, generation, terminal
+
+
 class Context:
     """One replica's common ground. Holds no protocol state."""
 
@@ -29,7 +34,7 @@ class Context:
         self.patience = 2 * config.timing.request
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
         self.tasks = Tasks()
-        self.on_terminal: Callable[[str, str, wire.Terminal], None] = lambda *_: None
+        self.on_terminal: Callable[[str, str, wire.Terminal | None], None] = _ignore
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
         """Run something in the background; dropped when the replica is already closed."""

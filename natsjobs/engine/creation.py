@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import End, Position
+from natsjobs.engine.appender import End
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import (
@@ -23,6 +24,7 @@ from natsjobs.engine.jobs import (
     JobRecord,
     drop_active,
     job_key,
+    mark_ended,
     merge,
     put_active,
     read_record,
@@ -34,9 +36,10 @@ from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Runs
-from natsjobs.errors import JobClosedError, JobRunningError, NatsJobsError, UnavailableError
+from natsjobs.engine.terminals import Position
+from natsjobs.errors import JobClosedError, JobRunningError, NatsJobsError, StreamFullError, UnavailableError
 from natsjobs.interfaces import IfRunning
-from natsjobs.models import EndReason, Job
+from natsjobs.models import EndReason, EventType, Job
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +50,9 @@ class Creation:
     """Creates and removes jobs for one replica."""
 
     def __init__(self, context: Context, runs: Runs, content: ContentState, ledger: Ledger) -> None:
-        """No state of its own."""
+        """No I/O."""
         self._context, self._runs, self._content, self._ledger = context, runs, content, ledger
+        self._created_at = 0
 
     # -- begin --------------------------------------------------------------------------------------------------
 
@@ -87,9 +91,7 @@ class Creation:
             await self._runs.end(previous.stream_id, previous.generation, end)
         except JobClosedError:
             # Its log is gone: nobody reads it, nobody can write to it; only the record still says "running".
-            from natsjobs.engine.jobs import mark_ended
-
-            gone = wire.Terminal(wire.EventType("aborted"), 0, 0, "", EndReason.REPLACED, None, b"null")
+            gone = wire.Terminal(EventType("aborted"), 0, 0, "", EndReason.REPLACED, None, b"null")
             await mark_ended(self._context, previous.stream_id, previous.generation, gone)
 
     async def _begin(
@@ -98,7 +100,8 @@ class Creation:
         """Open the log, own the run, change the record; ``None``: another create changed the record first."""
         context, stream_id = self._context, str(fixed["streamId"])
         before = previous.job.created_at if previous else int((slot.left or {}).get("createdAt", 0))
-        created_at = max(int(time.time() * 1000), before + 1)
+        # Also larger than any this replica gave out, so that "newest first" is the order of calls within a millisecond.
+        created_at = self._created_at = max(int(time.time() * 1000), before + 1, self._created_at + 1)
         generation = wire.generation_id(created_at)
         data = merge(
             {},
@@ -144,9 +147,7 @@ class Creation:
                 if backoff.expired:
                     raise UnavailableError(f"the events stream does not exist: {error}") from None
             except UnavailableError as error:
-                if backoff.expired or isinstance(error, type(None)):
-                    raise
-                if type(error) is not UnavailableError:
+                if backoff.expired or isinstance(error, StreamFullError):
                     raise
             await backoff.pause()
 
@@ -227,7 +228,7 @@ async def remove_log(context: Context, stream_id: str, generation: str, *, keep_
         if keep_end and subject.endswith(".end"):
             break
         while True:
-            there = await patiently(lambda subject=subject: events.last(subject), limit=context.patience)
+            there = await patiently(partial(events.last, subject), limit=context.patience)
             newest = await patiently(lambda: events.last(scope), limit=context.patience)
             entry = wire.decode(there.body) if there is not None else None
             if newest is None or there is None or (entry is not None and entry.type == "gone"):

@@ -8,21 +8,24 @@ doubling to five times that, and after every reconnect (A7).
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import random
 from collections.abc import Callable
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import find_terminal
+from natsjobs.engine.callbacks import call
 from natsjobs.engine.context import Context
 from natsjobs.engine.ports import Interest, StreamMissingError
 from natsjobs.engine.reader import end_event
+from natsjobs.engine.terminals import find_terminal
 from natsjobs.errors import UnavailableError
 from natsjobs.interfaces import EndCallback
-from natsjobs.models import StreamEvent
+from natsjobs.models import EndReason, EventType
 
 _log = logging.getLogger(__name__)
+
+
+_DELETED = wire.Terminal(EventType.ABORTED, 0, 0, "", EndReason.DELETED, None, b"null")
 
 
 class Ends:
@@ -67,30 +70,18 @@ class Ends:
             await watch.close()
 
     def fire(self, stream_id: str, generation: str, terminal: wire.Terminal | None) -> None:
-        """The end was seen; ``None``: the log is gone and there will be no end to tell."""
+        """The end was seen; ``None``: the log is gone without one, which is told like a deletion."""
         watch = self._watches.pop((stream_id, generation), None)
         if watch is None:
             return
         registrations, watch.registrations = watch.registrations, []
         self._context.spawn(watch.close(), "natsjobs close watch")
-        if terminal is None:
-            return
-        event = end_event(generation, terminal)
+        event = end_event(generation, terminal or _DELETED)
         for registration in registrations:
-            self._call(registration.callback, event)
-
-    def _call(self, callback: EndCallback, event: StreamEvent) -> None:
-        try:
-            result = callback(event)
-        except Exception:
-            _log.exception("an on_end callback failed")
-            return
-        if inspect.isawaitable(result):
-
-            async def finish() -> None:
-                await result
-
-            self._context.spawn(finish(), "natsjobs on_end callback")
+            # Called now, not in a task: a run that ends because everything closes must hear of it before that.
+            left = call(f"an on_end callback of {stream_id}", registration.callback, event)
+            if left is not None:
+                self._context.spawn(left, "natsjobs on_end callback")
 
     async def close(self, stream_id: str | None = None) -> None:
         """End all watches, or those of one stream id."""
@@ -169,9 +160,11 @@ class _Watch:
         try:
             message = await events.last(end)
             terminal = await find_terminal(self._context.link, end, message) if message is not None else None
-            gone = message is None and self._quiet > 1 and await events.last(
-                subjects.scope(self.stream_id, self.generation)
-            ) is None
+            gone = (
+                message is None
+                and self._quiet > 1
+                and await events.last(subjects.scope(self.stream_id, self.generation)) is None
+            )
         except UnavailableError:
             return
         except StreamMissingError:

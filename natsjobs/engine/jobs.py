@@ -98,7 +98,7 @@ def check_fields(fields: Mapping[str, Any], allowed: type[JobFields | JobChanges
         TypeError: A field that cannot be set.
         InvalidArgumentError: A value of the wrong type.
     """
-    names = allowed.__annotations__.keys() | (JobFields.__annotations__.keys() if allowed is JobChanges else set())
+    names = set(JobFields.__annotations__) | set(allowed.__annotations__)
     wire_fields: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in names:
@@ -111,12 +111,12 @@ def check_fields(fields: Mapping[str, Any], allowed: type[JobFields | JobChanges
 
 
 def check_status(value: object) -> JobStatus:
-    """A status that this version knows.
+    """A status that this version knows; a typo in a filter must not look like an empty list.
 
     Raises:
-        InvalidArgumentError: It does not.
+        InvalidArgumentError: It is none.
     """
-    status = JobStatus(value) if isinstance(value, str) else None
+    status = JobStatus(value) if isinstance(value, str) and value else None
     if status is None or not status.is_known:
         known = ", ".join(JobStatus)
         raise InvalidArgumentError("status", f"{value!r} is no job status; there are: {known}")
@@ -217,6 +217,7 @@ async def mark_ended(context: Context, stream_id: str, generation: str, terminal
             "status": terminal.status.value,
             "completedAt": record.data.get("completedAt") or int(time.time() * 1000),
             "endReason": terminal.reason.value if terminal.reason else None,
+            "owner": None,
         }
         if terminal.type == "error":
             changes["error"] = msgspec.json.decode(terminal.raw)

@@ -9,10 +9,9 @@ after its claim loses the entry: at most once, on purpose.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
-
-import msgspec
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -23,6 +22,9 @@ from natsjobs.usage import usage_from
 
 _CLAIM_TTL = 3600.0
 _AT_ONCE = 32
+
+
+_log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -102,15 +104,16 @@ class Ledger:
     async def record_listed(self, stream_id: str, generation: str) -> None:
         """Record the new entries of the local list, each once."""
         for entry in self._new(stream_id):
-            self._recorded[stream_id].append(entry)  # first, so that a second caller does not record it too
+            recorded = self._recorded[stream_id]
+            recorded.append(entry)  # first, so that a second caller does not record it too
             try:
                 await self.record(stream_id, generation, entry)
+            except InvalidArgumentError as error:
+                _log.warning("an entry of the usage list of %s cannot be recorded: %s", stream_id, error)
             except BaseException:
-                self._recorded[stream_id].remove(entry)
+                recorded[:] = [other for other in recorded if other is not entry]
                 raise
 
 
 def _entry(slot: Slot) -> UsageMetadata:
-    value = dict(slot.value or {})
-    known = {name: value.pop(name) for name in UsageMetadata.__struct_fields__ if name in value and name != "extra"}
-    return msgspec.convert({**known, "extra": value}, UsageMetadata)
+    return usage_from(slot.value or {})

@@ -105,18 +105,14 @@ class Liveness:
         self._context.spawn(self._answer(message), "natsjobs owner request")
 
     async def _answer(self, message: Incoming) -> None:
-        try:
-            request: Any = msgspec.json.decode(message.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            request = None
+        request = wire.decode_object(message.body)
         answer: dict[str, Any] = {"replica": self._context.replica_id}
-        if not isinstance(request, dict):
+        if request is None:
             answer["error"] = 'send a JSON object with "op": "ping", "signal" or "abort"'
-        elif request.get("op") in {"signal", "abort"} and isinstance(request.get("id"), str):  # pyright: ignore[reportUnknownMemberType]
-            answer = await self._aborts.answer_owner(request)  # pyright: ignore[reportUnknownArgumentType]
+        elif request.get("op") in {"signal", "abort"} and isinstance(request.get("id"), str):
+            answer = await self._aborts.answer_owner(request)
         else:
-            runs: Any = request.get("runs")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            asked = [tuple(run) for run in runs if isinstance(run, list)] if isinstance(runs, list) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            asked = _asked(request.get("runs"))
             answer["missing"] = [run for run in asked if run not in self._runs.owned]
             answer["runs"] = len(self._runs.owned)
         if message.reply:
@@ -126,7 +122,7 @@ class Liveness:
 
     def _on_lease_change(self, message: Incoming) -> None:
         parts = self._context.subjects.split_record(message.subject)
-        if parts is None or len(parts) != 2:  # noqa: PLR2004
+        if parts is None or len(parts) != 2:
             return
         if message.marker is None:
             self._known.add(parts[1])
@@ -218,7 +214,7 @@ class Liveness:
         left: list[tuple[str, str]] = []
         for slot in await self._context.records.list(subjects.records("active")):
             parts = subjects.split_record(slot.key)
-            if parts is not None and len(parts) == 3 and (slot.value or {}).get("owner") == owner:  # noqa: PLR2004
+            if parts is not None and len(parts) == 3 and (slot.value or {}).get("owner") == owner:
                 left.append((parts[2], str((slot.value or {}).get("generation"))))
         if left:
             _log.warning("owner %s is gone; ending its %d jobs", owner, len(left))
@@ -246,3 +242,10 @@ class Liveness:
 class _Pong(msgspec.Struct):
     replica: str
     missing: list[tuple[str, str]] = []
+
+
+def _asked(runs: object) -> list[tuple[str, str]]:
+    try:
+        return msgspec.convert(runs or [], list[tuple[str, str]])
+    except msgspec.ValidationError:
+        return []

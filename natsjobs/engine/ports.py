@@ -124,6 +124,7 @@ class Stream(Protocol):
             StreamFullError: The stream or account is full. Nothing was stored.
             UnavailableError: No answer, no leader, or a permission is missing; see ``outcome_unknown``.
             StreamMissingError: No such stream. Nothing was stored.
+            EventTooLargeError: Body and headers exceed ``Link.max_payload``. Nothing was sent.
         """
         ...
 
@@ -192,7 +193,8 @@ class Bus(Protocol):
 class Link(Protocol):
     """One connection to the message system.
 
-    ``opened`` state is shared: ``open`` and ``close`` may be called by a store and by a transport, twice is fine.
+    It is shared by a store and its transports, so ``open`` and ``close`` count: the last ``close`` releases. Before
+    ``open`` and after that every call raises ``NotOpenError``, but ``Bus.publish``, which is silent.
     """
 
     @property
@@ -217,7 +219,7 @@ class Link(Protocol):
 
     @property
     def connected_since(self) -> float | None:
-        """``time.monotonic()`` since when the connection is unbroken and requests succeed; ``None`` while it is away."""
+        """``time.monotonic()`` since when the connection is unbroken and requests succeed; ``None``: it is away."""
         ...
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -234,5 +236,5 @@ class Link(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release what was opened here, not a connection that was given."""
+        """One holder less; the last releases what was opened here, not a connection that was given."""
         ...

@@ -10,13 +10,13 @@ since; silence is "unknown", and zero only after three unanswered questions over
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable
 
 import msgspec
 
 from natsjobs.engine import wire
+from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.context import Context
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.interfaces import Callback
@@ -106,7 +106,7 @@ class Presence:
             return None
         counts = _counts(answers)
         self._others[stream_id] = set(counts)
-        while len(self._others) > 4096:  # noqa: PLR2004 - only a hint for the next question
+        while len(self._others) > 4096:
             del self._others[next(iter(self._others))]
         return sum(counts.values()) if counts else None
 
@@ -232,18 +232,13 @@ class _Watch:
             if count or self._joins != joins or self._context.link.connected_since is None:
                 return False
             silent = silent + 1 if count is None else 0
-            if answers[-2:] == [0, 0] or silent >= 3:  # noqa: PLR2004 - the numbers of B1
+            if answers[-2:] == [0, 0] or silent >= 3:
                 return self._joins == joins
             await asyncio.sleep(_CONFIRM if count == 0 else lease / 2)
 
     async def _fire(self) -> None:
         for registration in list(self.registrations):
-            try:
-                result = registration.callback()
-                if inspect.isawaitable(result):
-                    await result
-            except Exception:
-                _log.exception("an on_all_subscribers_left callback of %s failed", self._stream_id)
+            await call_and_wait(f"an on_all_subscribers_left callback of {self._stream_id}", registration.callback)
 
 
 class _Change(msgspec.Struct):

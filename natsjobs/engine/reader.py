@@ -23,7 +23,6 @@ from natsjobs.engine.turns import Turns
 from natsjobs.errors import (
     GenerationReplacedError,
     HistoryLostError,
-    InvalidCursorError,
     JobNotFoundError,
     NotOpenError,
     UnavailableError,
@@ -53,6 +52,7 @@ class LogReader:
         self._ahead: deque[Batch] = deque()
         self._replay: Replay | None = None
         self._doubts = 0
+        self._fresh = False  # reading a generation from its start, and nothing was given yet
 
     # -- entering -----------------------------------------------------------------------------------------------
 
@@ -75,6 +75,7 @@ class LogReader:
         if other and (not self._follow or (cursor is not None and cursor.generation != wanted)):
             raise GenerationReplacedError(self._stream_id, record.generation)
         self._position, self._seq = (cursor.position, cursor.hint) if cursor else (0, 0)
+        self._fresh = cursor is None
         self._enter(await self._tails.enter(self._stream_id, wanted))
         await self._check_start(cursor)
 
@@ -175,6 +176,7 @@ class LogReader:
 
     def _give(self, batch: Batch) -> StreamEvent:
         offset = self._position - batch.index
+        self._fresh = False
         self._position += 1
         self._seq = batch.seq
         self._batch = batch
@@ -231,10 +233,22 @@ class LogReader:
         """The log does not have what comes next: once the hint was wrong, then a read was old, then it is lost."""
         self._doubts += 1
         self._replay, self._seq = None, 0
+        if self._fresh and await self._start_behind_clearing():
+            return
         if self._doubts >= _PROOFS:
             raise HistoryLostError(self._stream_id, detail)
         if self._doubts > 1:
             await asyncio.sleep(0.05 * 4**self._doubts)
+
+    async def _start_behind_clearing(self) -> bool:
+        """Whoever reads from the start of a log that was cleared reads from there; only a cursor can lose history."""
+        subject = self._context.subjects.log(self._stream_id, self._generation)
+        first = await patiently(lambda: self._context.link.events.next(subject), limit=self._context.patience)
+        entry = wire.decode(first.body) if first is not None else None
+        if first is None or entry is None or entry.type != "cleared" or entry.index <= self._position:
+            return False
+        self._position, self._seq = entry.index, first.seq
+        return True
 
     async def _raise_lost(self) -> None:
         lost = self._open_tail.lost
@@ -262,7 +276,7 @@ class LogReader:
             return
         previous, self._record = self._tail, record
         self._enter(tail)
-        self._given, self._position, self._seq = None, 0, 0
+        self._given, self._position, self._seq, self._fresh = None, 0, 0, True
         if previous is not None:
             await self._tails.leave(previous)
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -46,6 +47,9 @@ class Slot(msgspec.Struct, frozen=True):
     value: dict[str, Any] | None
     left: dict[str, Any] | None = None
     time: float = 0.0
+
+
+Slots: TypeAlias = list[Slot]  # inside the class `list` is a method
 
 
 class Records:
@@ -106,10 +110,10 @@ class Records:
 
     async def list(self, key_filter: str) -> list[Slot]:
         """Every key that matches and has a value, oldest change first."""
-        slots = await self.list_with_markers(key_filter)
-        return [slot for slot in slots if slot.value is not None]
+        found = await self.list_with_markers(key_filter)
+        return [slot for slot in found if slot.value is not None]
 
-    async def list_with_markers(self, key_filter: str) -> list[Slot]:
+    async def list_with_markers(self, key_filter: str) -> Slots:
         """As ``list``, with the markers of removed keys."""
         barrier = await patiently(lambda: self._last(key_filter), limit=self._patience)
         if barrier is None:
@@ -119,7 +123,7 @@ class Records:
         while True:
             start = seq
             page = await patiently(
-                lambda: self._link.records.page(key_filter, start, batch=_PAGE, max_bytes=_PAGE_BYTES),
+                partial(self._link.records.page, key_filter, start, batch=_PAGE, max_bytes=_PAGE_BYTES),
                 limit=self._patience,
             )
             for message in page:
@@ -136,7 +140,7 @@ class Records:
                 )
                 break
             if not page:  # the answering replica lags behind the leader, or what was there has been rewritten
-                behind = await patiently(lambda: self._link.records.next(key_filter, start), limit=self._patience)
+                behind = await patiently(partial(self._link.records.next, key_filter, start), limit=self._patience)
                 if behind is None:
                     break
                 await asyncio.sleep(0.01)
@@ -144,16 +148,9 @@ class Records:
 
 
 def _slot(message: Message) -> Slot:
-    value: Any = None
-    if message.body:
-        try:
-            value = msgspec.json.decode(message.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            _log.warning("skipped %s: its value is not one of ours: %.80r", message.subject, message.body)
-            value = None
-    record: dict[str, Any] | None = value
+    record = wire.decode_object(message.body) if message.body else None
+    if message.body and record is None:
+        _log.warning("skipped %s: its value is not one of ours: %.80r", message.subject, message.body)
     if message.marker is not None:
         return Slot(message.subject, message.seq, None, record, message.time)
     return Slot(message.subject, message.seq, record, None, message.time)

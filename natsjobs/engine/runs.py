@@ -16,14 +16,15 @@ import time
 import msgspec
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import Appender, End, Position, find_terminal, position_after
+from natsjobs.engine.appender import Appender, End
 from natsjobs.engine.context import Context
-from natsjobs.engine.ends import Ends
+from natsjobs.engine.ends import EndRegistration, Ends
 from natsjobs.engine.jobs import JobRecord, mark_ended, read_record, write_record
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
+from natsjobs.engine.terminals import Position, find_terminal, position_after
 from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, UnavailableError
 from natsjobs.models import EndReason, Job
 
@@ -54,6 +55,7 @@ class Runs:
         self._appenders: dict[tuple[str, str], Appender] = {}
         self._newest: dict[str, str] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._watched: dict[tuple[str, str], EndRegistration] = {}
         context.on_terminal = self.seen_end
 
     # -- owning -------------------------------------------------------------------------------------------------
@@ -123,6 +125,12 @@ class Runs:
         appender = await self._open(stream_id, record.generation)
         if isinstance(appender, wire.Terminal):
             raise JobClosedError(stream_id, record.generation, appender.status, appender.reason)
+        if generation is None and stream_id not in self._newest:
+            # Remembered until its end is seen, so that emitting does not read the record per event.
+            self._newest[stream_id] = record.generation
+            self._watched[stream_id, record.generation] = await self.ends.add(
+                stream_id, record.generation, lambda _: None
+            )
         return appender
 
     async def _open(self, stream_id: str, generation: str) -> Appender | wire.Terminal:
@@ -155,10 +163,13 @@ class Runs:
 
     async def flush(self, stream_id: str, generation: str | None) -> None:
         """Wait for what was queued here; record the usage that was listed here."""
-        appender = self.local(stream_id, generation)
-        if appender is not None:
-            self.active(stream_id, appender.generation)
-            await self._ledger.record_listed(stream_id, appender.generation)
+        for key, appender in list(self._appenders.items()):
+            if key[0] != stream_id or generation not in {None, key[1]}:
+                continue
+            if generation is None and appender.closed is not None and key[1] != self._newest.get(stream_id):
+                continue  # an earlier turn that is over
+            self.active(*key)
+            await self._ledger.record_listed(*key)
             await appender.flush()
 
     # -- ending -------------------------------------------------------------------------------------------------
@@ -207,7 +218,9 @@ class Runs:
         try:
             await mark_ended(self._context, stream_id, generation, terminal)
         except NatsJobsError as error:
-            _log.info("the record of %s does not say yet that it ended: %s; the next sweep repairs it", stream_id, error)
+            _log.info(
+                "the record of %s does not say yet that it ended: %s; the next sweep repairs it", stream_id, error
+            )
 
     # -- upkeep -------------------------------------------------------------------------------------------------
 
@@ -221,13 +234,17 @@ class Runs:
             except UnavailableError:
                 return
 
-    def forget_idle(self) -> None:
+    async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - _KEEP_CLOSED
         for key, appender in list(self._appenders.items()):
             if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
                 del self._appenders[key]
                 self._locks.pop(key, None)
+                if self._newest.get(key[0]) == key[1]:
+                    del self._newest[key[0]]
+                if (watch := self._watched.pop(key, None)) is not None:
+                    await watch.dispose()
 
     async def touch(self, run: Run) -> None:
         """Extend a running record's backstop and say when it was active."""
@@ -243,6 +260,7 @@ class Runs:
         """Forget everything; nothing is written."""
         self.owned.clear()
         self._newest.clear()
+        self._watched.clear()
         self._appenders.clear()
         self._locks.clear()
         self.retired.clear()

@@ -17,7 +17,6 @@ from natsjobs.engine.jobs import (
     change_record,
     check_fields,
     check_status,
-    drop_active,
     read_record,
     record_of,
 )
@@ -182,9 +181,7 @@ class EngineStore:
         terminal, _ = await self.replica.runs.end(stream_id, generation, end)
         return end_event(generation, terminal)
 
-    async def abort_job(
-        self, stream_id: str, *, generation: str | None = None, final_event: Any = None
-    ) -> AbortResult:
+    async def abort_job(self, stream_id: str, *, generation: str | None = None, final_event: Any = None) -> AbortResult:
         """Stop the run wherever it is; afterwards the job has ended."""
         return await self.replica.aborts.abort(self._check(stream_id), generation, final_event)
 
@@ -229,16 +226,14 @@ class EngineStore:
         active: list[str] = []
         for slot in await records.list(subjects.records("active", user_id)):
             parts = subjects.split_record(slot.key)
-            if parts is None or len(parts) != 3:  # noqa: PLR2004
+            if parts is None or len(parts) != 3:
                 continue
             record = await read_record(self._context, parts[2])
-            if record is None:
-                if (parts[2], (slot.value or {}).get("generation")) not in self.replica.runs.owned:
-                    with contextlib.suppress(ConflictError):
-                        await records.remove(slot.key, expect=slot.revision)
-            elif record.status.is_terminal:
-                await drop_active(self._context, record)
-            elif active_key(self._context, record.job) == slot.key and tenant_id in {None, record.job.tenant_id}:
+            if record is None or record.status.is_terminal or active_key(self._context, record.job) != slot.key:
+                # Read after the entry, so the entry is stale; if a newer turn rewrites it, the revision saves it.
+                with contextlib.suppress(ConflictError):
+                    await records.remove(slot.key, expect=slot.revision)
+            elif tenant_id in {None, record.job.tenant_id}:
                 active.append(parts[2])
         return active
 
@@ -362,7 +357,9 @@ class EngineStore:
         """Recorded (and on this replica listed) entries that nobody has claimed."""
         record = await read_record(self._context, self._check(stream_id))
         listed = self.replica.ledger.listed(stream_id)
-        return listed if record is None else [*await self.replica.ledger.unclaimed(stream_id, record.generation), *listed]
+        return (
+            listed if record is None else [*await self.replica.ledger.unclaimed(stream_id, record.generation), *listed]
+        )
 
     async def record_usage(
         self, stream_id: str, usage: UsageMetadata | Mapping[str, Any], *, generation: str | None = None
@@ -396,5 +393,3 @@ class EngineStore:
 def _clean_text(text: str) -> str:
     """An error text may come from anywhere: what has no UTF-8 form is replaced rather than lost."""
     return text.encode("utf-8", "replace").decode()
-
-

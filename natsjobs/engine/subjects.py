@@ -111,7 +111,7 @@ class Subjects:
     def split_event(self, subject: str) -> tuple[str, str, str] | None:
         """(stream id, generation, ``"log"`` or ``"end"``) of an events or live subject; ``None``: not one of ours."""
         parts = subject.split(".")
-        if len(parts) != 5 or parts[0] != self.namespace or parts[4] not in {"log", "end"}:  # noqa: PLR2004
+        if len(parts) != 5 or parts[0] != self.namespace or parts[4] not in {"log", "end"}:
             return None
         try:
             return unescape(parts[2]), parts[3], parts[4]
@@ -133,8 +133,6 @@ class Subjects:
         for prefix in (self.changes_prefix, self.record_prefix):
             if subject.startswith(prefix):
                 rest = subject[len(prefix) :]
-                if rest.startswith(self.record_prefix):  # republished with the whole subject
-                    rest = rest[len(self.record_prefix) :]
                 kind, *tokens = rest.split(".")
                 try:
                     return (kind, *(unescape(t) for t in tokens))

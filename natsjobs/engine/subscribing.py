@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 
+from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.reader import LogReader
 from natsjobs.errors import NotOpenError, ResumeError, UnavailableError
 from natsjobs.interfaces import Handler
@@ -33,14 +33,9 @@ class Handlers:
     async def call(self, event: StreamEvent) -> None:
         """Call one handler; one that raises is logged and loses nothing of later events."""
         handler = self._table.get(event.type.value)
-        if handler is None:
-            return
-        try:
-            result = handler(event.data)
-            if inspect.isawaitable(result):
-                await result
-        except Exception:
-            _log.exception("a handler failed on event %s of generation %s", event.index, event.generation)
+        if handler is not None:
+            what = f"a handler of event {event.index} of generation {event.generation}"
+            await call_and_wait(what, handler, event.data)
 
 
 class HandlerSubscription:

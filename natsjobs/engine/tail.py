@@ -20,11 +20,11 @@ from collections import deque
 from collections.abc import Callable
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import find_terminal, read_terminal
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.engine.terminals import find_terminal, read_terminal
 from natsjobs.errors import HistoryLostError, NatsJobsError, UnavailableError
 
 _log = logging.getLogger(__name__)
@@ -148,9 +148,7 @@ class Tail:
             message = None
         if message is None:
             raise self._lose("its log is no longer there")
-        terminal = await find_terminal(
-            self._context.link, self._subjects.end(self.stream_id, self.generation), message
-        )
+        terminal = await find_terminal(self._context.link, self._subjects.end(self.stream_id, self.generation), message)
         if terminal is not None:
             self._replay = Replay(terminal.index, message.seq)
             self._end(terminal)

@@ -17,7 +17,7 @@ from natsjobs.engine.jobs import read_record
 from natsjobs.engine.presence import Presence
 from natsjobs.engine.reader import LogReader
 from natsjobs.engine.replica import Replica
-from natsjobs.engine.subscribing import HandlerSubscription, Handlers
+from natsjobs.engine.subscribing import Handlers, HandlerSubscription
 from natsjobs.engine.tails import Tails
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import Callback, EndCallback, EventReader, Handler
@@ -81,6 +81,8 @@ class EngineTransport:
         """Live events from now on, over all later generations, until ``unsubscribe``."""
         await self._open(stream_id)
         handlers = Handlers(on_chunk, on_done, on_error, on_aborted)
+        for name, handler in (("on_chunk", on_chunk), *_named(on_done, on_error, on_aborted)):
+            _check_callable(name, handler)
         subscription = HandlerSubscription(
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
@@ -110,7 +112,7 @@ class EngineTransport:
         """Queue one event and return; waits only for room in the queue."""
         config, runs = self._context.config, self.replica.runs
         raw = wire.encode_event(event, limit=config.limits.event_bytes, enc_hook=config.enc_hook)
-        writer = runs.local(stream_id, generation) if self._opened else None
+        writer = runs.local(stream_id, generation) if self._opened and not self._destroyed else None
         if writer is None:
             writer = await runs.writer(await self._open(stream_id), generation)
         runs.active(stream_id, writer.generation)
@@ -150,11 +152,13 @@ class EngineTransport:
 
     async def on_abort(self, stream_id: str, callback: Callback, *, generation: str | None = None) -> _Disposable:
         """Call back at every abort signal."""
+        _check_callable("callback", callback)
         registration = await self.replica.aborts.add(await self._open(stream_id), generation, callback)
         return self._track(stream_id, registration)
 
     async def on_end(self, stream_id: str, callback: EndCallback, *, generation: str | None = None) -> _Disposable:
         """Call back once with the terminal event."""
+        _check_callable("callback", callback)
         await self._open(stream_id)
         if generation is None:
             record = await read_record(self._context, stream_id)
@@ -184,6 +188,7 @@ class EngineTransport:
 
     async def on_all_subscribers_left(self, stream_id: str, callback: Callback) -> _Disposable:
         """Call back whenever the last subscriber of all replicas has left."""
+        _check_callable("callback", callback)
         registration = await self._presence.on_all_left(await self._open(stream_id), callback)
         return self._track(stream_id, registration)
 
@@ -222,7 +227,8 @@ class EngineTransport:
 
     # -- for readers --------------------------------------------------------------------------------------------
 
-    async def _attach(self, reading: _Reading, after: str | None, generation: str | None, wait: float) -> LogReader:
+    async def attach(self, reading: _Reading, after: str | None, generation: str | None, wait: float) -> LogReader:
+        """Enter one ``read``."""
         await self._open(reading.stream_id)
         reader = LogReader(self._context, self._tails, reading.stream_id, follow=reading.follow)
         self._readers.add(reading)
@@ -235,16 +241,27 @@ class EngineTransport:
             raise
         return reader
 
-    async def _detach(self, reading: _Reading, reader: LogReader) -> None:
+    async def detach(self, reading: _Reading, reader: LogReader) -> None:
+        """Leave it."""
         self._readers.discard(reading)
         await reader.close()
         await self._presence.leave(reading.stream_id)
 
 
+def _named(*handlers: Handler | None) -> list[tuple[str, Handler]]:
+    names = ("on_done", "on_error", "on_aborted")
+    return [(name, handler) for name, handler in zip(names, handlers, strict=True) if handler is not None]
+
+
+def _check_callable(field: str, value: object) -> None:
+    if not callable(value):
+        raise InvalidArgumentError(field, f"must be callable, not {type(value).__name__}")
+
+
 class _Reading:
     """The context manager that ``read`` gives out: owns one reader."""
 
-    def __init__(  # noqa: PLR0913 - the arguments of ``read``
+    def __init__(
         self,
         transport: EngineTransport,
         stream_id: str,
@@ -262,8 +279,8 @@ class _Reading:
         if self._reader is not None:
             raise NotOpenError("this context manager was already entered; call subscribe() again")
         if self._generation is not None:
-            self._transport._context.check_id(self._generation, "generation")  # noqa: SLF001 - one module
-        self._reader = await self._transport._attach(self, self._after, self._generation, self._wait)  # noqa: SLF001
+            self._transport._context.check_id(self._generation, "generation")
+        self._reader = await self._transport.attach(self, self._after, self._generation, self._wait)
         return self._reader
 
     async def __aexit__(
@@ -275,7 +292,7 @@ class _Reading:
         """Detach; idempotent."""
         reader, self._reader = self._reader, None
         if reader is not None:
-            await self._transport._detach(self, reader)  # noqa: SLF001
+            await self._transport.detach(self, reader)
 
 
 class _Tracked:

@@ -12,19 +12,20 @@ import asyncio
 import logging
 import random
 import time
+from functools import partial
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import find_terminal
 from natsjobs.engine.context import Context
 from natsjobs.engine.creation import remove_log
-from natsjobs.engine.jobs import JobRecord, active_key, drop_active, mark_ended, put_active, record_of
+from natsjobs.engine.jobs import JobRecord, active_key, mark_ended, put_active, record_of
 from natsjobs.engine.liveness import Liveness
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Run, Runs, lost_end
+from natsjobs.engine.terminals import find_terminal
 from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
-from natsjobs.models import EndReason
+from natsjobs.models import EndReason, EventType
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Upkeep:
 
     async def _tick(self) -> None:
         await self._runs.retry_unstored()
-        self._runs.forget_idle()
+        await self._runs.forget_idle()
         limit, now = self._context.config.retention.running, time.monotonic()
         for run in list(self._runs.owned.values()):
             if limit <= 0:
@@ -95,7 +96,7 @@ class Upkeep:
         try:
             terminal, _ = await self._runs.end(stream_id, generation, end)
         except JobClosedError:
-            gone = wire.Terminal(wire.EventType("error"), 0, 0, "", reason, None, end.data)
+            gone = wire.Terminal(EventType("error"), 0, 0, "", reason, None, end.data)
             return await mark_ended(self._context, stream_id, generation, gone) is not None
         return terminal.request == end.request
 
@@ -182,20 +183,19 @@ class Upkeep:
         dropped = 0
         for slot in entries:
             parts = self._context.subjects.split_record(slot.key)
-            if parts is None or len(parts) != 3:  # noqa: PLR2004
+            if parts is None or len(parts) != 3:
                 continue
-            record, generation = records.get(parts[2]), (slot.value or {}).get("generation")
-            if record is None:
-                if not await self._is_starting(parts[2], str(generation)):
-                    dropped += await self._drop_entry(slot)
-            elif record.status.is_terminal and record.generation == generation:
-                await drop_active(self._context, record)
-            elif record.generation != generation or record.job.user_id != parts[1]:
-                dropped += await self._drop_entry(slot) if str(generation) < record.generation else 0
+            record = records.get(parts[2])
+            if (
+                record is not None
+                and not record.status.is_terminal
+                and active_key(self._context, record.job) == slot.key
+            ):
+                continue
+            record = record_of(await self._context.records.read(self._context.subjects.record("job", parts[2])))
+            if record is None or record.status.is_terminal or active_key(self._context, record.job) != slot.key:
+                dropped += await self._drop_entry(slot)
         return dropped
-
-    async def _is_starting(self, stream_id: str, generation: str) -> bool:
-        return (stream_id, generation) in self._runs.owned
 
     async def _drop_entry(self, slot: Slot) -> int:
         try:
@@ -228,7 +228,7 @@ class Upkeep:
             if (record is not None and record.generation == generation) or (stream_id, generation) in self._runs.owned:
                 continue
             newest = await patiently(
-                lambda ids=(stream_id, generation): events.last(subjects.scope(*ids)), limit=self._context.patience
+                partial(events.last, subjects.scope(stream_id, generation)), limit=self._context.patience
             )
             if newest is None:
                 continue

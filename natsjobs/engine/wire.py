@@ -125,7 +125,7 @@ def _encode_checked(event: Any, enc_hook: Any) -> bytes:
 def _has_no_number(value: Any, depth: int, enc_hook: Any) -> bool:
     """Whether a NaN or an Infinity is inside: msgspec writes them as ``null``, which would lose them silently."""
     if isinstance(value, float):
-        return value != value or value in (float("inf"), float("-inf"))  # noqa: PLR0124
+        return value != value or value in (float("inf"), float("-inf"))
     if value is None or isinstance(value, str | int | bytes):
         return False
     if isinstance(value, dict):
@@ -137,6 +137,17 @@ def _has_no_number(value: Any, depth: int, enc_hook: Any) -> bool:
     except (TypeError, ValueError, NotImplementedError):
         return False
     return plain is not value and _has_no_number(plain, depth + 1, enc_hook)
+
+
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def decode_object(body: bytes) -> dict[str, Any] | None:
+    """A JSON object that somebody sent or stored; ``None`` for anything else."""
+    try:
+        return _object_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 # -- building bodies ------------------------------------------------------------------------------------------------
@@ -162,7 +173,7 @@ def tombstone_body(kind: str, index: int, writer: str) -> bytes:
     return _encoder.encode({"type": kind, "index": index, "writer": writer})
 
 
-def end_body(  # noqa: PLR0913 - one argument per field of the record
+def end_body(
     kind: str,
     index: int,
     writer: str,
@@ -191,7 +202,7 @@ def split_text(raw: bytes, size: int) -> list[str]:
     start = 0
     while start < len(raw):
         stop = min(start + size, len(raw))
-        while stop < len(raw) and raw[stop] & 0xC0 == 0x80:  # noqa: PLR2004 - a UTF-8 continuation byte
+        while stop < len(raw) and raw[stop] & 0xC0 == 0x80:
             stop -= 1
         pieces.append(raw[start:stop].decode())
         start = stop
@@ -200,7 +211,7 @@ def split_text(raw: bytes, size: int) -> list[str]:
 
 def ascii_json(value: Any) -> bytes:
     """One line of ASCII JSON: ``nats kv get`` prints anything else as base64."""
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
 
 # -- ids and cursors ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import inspect
 import logging
 import random
@@ -20,6 +21,7 @@ from nats.aio.client import Client, Server
 from natsjobs.config import RECONNECT_WAIT
 from natsjobs.errors import ConfigError, UnavailableError
 from natsjobs.jetstream.faults import translated
+from natsjobs.jetstream.tap import drop_socket
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Dialer:
                         error_cb=note,
                         max_reconnect_attempts=-1,
                         reconnect_time_wait=_FIRST_WAIT,  # type: ignore[arg-type]  # seconds, floats work
-                        reconnect_to_server_handler=self._next,
+                        reconnect_to_server_handler=functools.partial(self._next, nc),
                         **self._options,
                     )
         except BaseException as error:
@@ -126,10 +128,11 @@ class Dialer:
         self._avoid = url.netloc if url else None
         return len(nc.server_pool) > 1
 
-    def _next(self, servers: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
+    def _next(self, nc: Client, servers: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
         """nats-py asks before every attempt: where, and after how many seconds. Must not fail, it would spin."""
         del info
         self.tried_at = time.monotonic()
+        drop_socket(nc)  # nats-py forgets the sockets of attempts that failed after they were connected
         if not servers:
             return None, RECONNECT_WAIT
         others = [server for server in servers if server.uri.netloc != self._avoid] or servers

@@ -219,11 +219,10 @@ class Setup:
                 f"the stream {name} is missing and this user may not create it ({error}); "
                 "run `natsjobs setup` once as a user that may"
             ) from None
-        if answer.error is not None:  # somebody else has created it meanwhile, with other settings
-            return await self._until(deadline, lambda: self._ask("INFO", name, b""))
-        await self._settle(wanted["subjects"][0])
-        _log.info("created the stream %s", name)
-        return answer
+        if answer.error is None:  # else somebody has created it meanwhile, with other settings
+            await self._settle(wanted["subjects"][0])
+            _log.info("created the stream %s", name)
+        return await self._until(deadline, lambda: self._ask("INFO", name, b""))  # only this names the domain
 
     async def _ask(self, operation: str, name: str, body: bytes) -> _Answer:
         subject = f"{self._prefix}.STREAM.{operation}.{name}"

@@ -180,7 +180,8 @@ class Tap:
             async def receive(msg: Msg) -> None:
                 handler(msg.subject, msg.reply, msg.data, _raw_headers(msg.headers))
 
-            return await self._public.subscribe(subject, cb=receive)
+            public: Subscription = await _uncancelled(self._public.subscribe(subject, cb=receive))
+            return public
         sid: int = self._inner._sid + 1  # taken by `subscribe` before it first waits
         self._handlers[sid] = handler
         try:
@@ -248,6 +249,14 @@ class Tap:
         """More is unsent than a healthy socket leaves."""
         return self.nc.pending_data_size > _CROWDED
 
+    def abort(self) -> None:
+        """Drop the socket of a connection that is broken, with what it has not taken.
+
+        nats-py waits, before it reconnects, until a dead peer has taken all that was written: up to a quarter of an
+        hour when a cable is cut, and what is taken in the end arrives late.
+        """
+        drop_socket(self.nc)
+
     async def barrier(self, limit: float) -> bool:
         """Whether the server has, within ``limit`` seconds, processed everything that was sent so far.
 
@@ -297,6 +306,14 @@ def tap_of(nc: Client) -> Tap:
     if tap is None or tap.nc is not nc:
         tap = _taps[id(nc)] = Tap(nc)
     return tap
+
+
+def drop_socket(nc: Client) -> None:
+    """End the socket of a client now, whatever it has not sent; nats-py may not know of it, or wait for it too long."""
+    inner: Any = nc
+    writer = getattr(getattr(inner, "_transport", None), "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
 
 
 def header_bytes(headers: Mapping[str, str]) -> bytes:

@@ -34,6 +34,9 @@ MOVE_AFTER = 5.0
 MOVE_EVERY = 10.0
 _STUCK = 15.0
 _DIAL = 5.0
+_LINGER = 0.25
+"""How long a broken connection may take to tell; then it is waiting for a peer that is gone."""
+_CLOSE = 2.0
 _BAD_SUBJECT = re.compile(r"[\s\x00]|^$")
 
 
@@ -118,7 +121,7 @@ class Wire:
         if tap is not None:
             tap.remove(self)
             if isinstance(self._source, Dialer):
-                await tap.nc.close()
+                await _close(tap)
 
     async def _take_up(self, nc: Client, deadline: float) -> None:
         """Make ``nc`` the present connection, with the inbox and all interests on it."""
@@ -209,8 +212,7 @@ class Wire:
                     continue
                 _log.warning("the NATS connection was closed for good (%s); making a new one", nc.last_error)
                 try:
-                    if not nc.is_closed:
-                        await nc.close()
+                    await _close(self._tap)
                     await self._renew(dialer)
                 except NatsJobsError as error:
                     _log.warning("no new NATS connection yet: %s", error)
@@ -331,8 +333,10 @@ class Wire:
                 raise RequestFailedError("the NATS connection that was given is closed", sent=False)
             if left <= 0:
                 raise RequestFailedError("the connection to NATS is away", sent=False)
-            if self._up.is_set():
-                await asyncio.sleep(min(0.01, left))  # broken and not told yet, or its socket is stuck
+            if self._up.is_set():  # broken and not told yet, or its socket is stuck
+                if nc.is_reconnecting and limit - left > _LINGER and self._tap is not None:
+                    self._tap.abort()
+                await asyncio.sleep(min(0.01, left))
             else:
                 await self._until_up(left)
         assert self._tap is not None
@@ -362,3 +366,12 @@ class Wire:
             await interest.unsubscribe()
             raise
         return interest
+
+
+async def _close(tap: Tap) -> None:
+    """Close a connection of our own; a peer that takes nothing any more does not hold it up."""
+    try:
+        async with asyncio.timeout(_CLOSE):
+            await tap.nc.close()
+    except TimeoutError:
+        tap.abort()

@@ -296,6 +296,31 @@ async def test_a_final_event_that_is_no_json_is_refused_before_anything(jobs, jo
     await producer.over()
 
 
+async def test_a_large_final_event_aborts_all_the_same(jobs, jobs_b):
+    """Above what one message holds: viewers, result and record have it whole."""
+    final = {"text": "x" * 2_500_000}
+    producer = Producer(jobs)
+    await producer.ready()
+    result = await soon(jobs_b.abort("s1", final_event=final))
+    await producer.over()
+    assert producer.left_quietly
+    assert (result.success, result.text) == (True, "Hello")
+    assert result.final_event == final
+    end = (await read_all(jobs.subscribe, "s1"))[-1]
+    assert (end.type, end.index) == ("aborted", len(HELLO))
+    assert end.data == final
+    assert json.loads((await jobs.get("s1")).final_event) == final
+
+
+async def test_large_content_comes_back_whole(jobs, jobs_b):
+    """Three megabytes of partial answer."""
+    producer = Producer(jobs, events=[step("a", 0), *(text("a", "y" * 300_000) for _ in range(10))])
+    await producer.ready()
+    result = await soon(jobs_b.abort("s1"))
+    await producer.over()
+    assert result.text == "y" * 3_000_000
+
+
 async def test_librechats_abort_is_one_update(store, store_b, jobs_b):
     """Status aborted with a final event: terminal record and record agree."""
     await store.create_job("s1", "alice")

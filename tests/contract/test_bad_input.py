@@ -382,6 +382,16 @@ async def test_an_update_with_a_wrong_value_is_refused(store, changes, name):
     assert await store.get_job("s1") == job
 
 
+@pytest.mark.parametrize("bad", ["banana", "", 7])
+async def test_an_unknown_status_is_no_filter(store, bad):
+    """A typed error that names it, not an empty list that hides the typo."""
+    await store.create_job("s1", "alice")
+    with pytest.raises(ValueError, match="status"):
+        await store.list_jobs(status=bad)
+    with pytest.raises(ValueError, match="status"):
+        await store.get_job_count_by_status(bad)
+
+
 async def test_if_running_is_replace_or_reject(store, jobs):
     """Anything else is refused, and the running job is untouched."""
     job = await store.create_job("s1", "alice")

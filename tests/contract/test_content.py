@@ -555,13 +555,17 @@ async def test_a_resume_state_never_mixes_generations(store, store_b):
     """Taken while the id is re-created again and again: content and generation belong together."""
     made: dict[str, str] = {}
 
+    seen = 0
+
     async def turns() -> None:
-        for n in range(15):
+        for n in range(500):
             job = await store.create_job("s1", "alice")
             made[job.generation] = f"turn {n}"
             await fill(store, "s1", step("a", 0), text("a", f"turn {n}"))
+            await asyncio.sleep(0.001 * (n % 7))
+            if seen >= 20:
+                return
 
-    seen = 0
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         running = group.create_task(turns())
         await eventually(lambda: store_b.has_job("s1"))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
 import pytest
 from gates import gated
-from natsjobs.errors import JobNotFoundError, JobRunningError, NotOpenError
-from natsjobs.models import EndReason, JobStatus
+from playing import forever, nothing
 from waiting import eventually, read_all, soon, values
 
-
-async def forever(run: Any = None) -> None:
-    """Wait until interrupted."""
-    await asyncio.Event().wait()
+from natsjobs.errors import JobNotFoundError, JobRunningError, NotOpenError
+from natsjobs.models import EndReason, JobStatus
 
 
 async def _all_calls(jobs: Any) -> None:
@@ -112,9 +110,7 @@ async def test_spawned_work_goes_on_without_its_caller(jobs: Any, jobs_b: Any) -
     assert (await jobs.get("c")).status is JobStatus.COMPLETE
 
 
-async def test_an_exception_of_spawned_work_is_recorded_and_logged(
-    jobs: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_exception_of_spawned_work_is_recorded_and_logged(jobs: Any, caplog: pytest.LogCaptureFixture) -> None:
     """And it cancels nobody."""
 
     async def work(run: Any) -> None:
@@ -133,13 +129,9 @@ async def test_what_ends_spawned_work_from_outside_is_no_error(
     await jobs.spawn("a", forever, user_id="u")
     await jobs.spawn("b", forever, user_id="u")
     await jobs_b.abort("a")
-    await jobs_b.spawn("b", _nothing, user_id="u")
+    await jobs_b.spawn("b", nothing, user_id="u")
     await soon(jobs.drain())
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-async def _nothing(run: Any) -> None:
-    pass
 
 
 async def test_a_job_that_cannot_be_created_is_the_callers_error(jobs: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -247,10 +239,8 @@ async def test_a_body_that_ignores_its_interrupt_does_not_hold_up_the_close(back
         async with jobs.start("c", user_id="u"):
             entered.set()
             while not go.is_set():
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await go.wait()
-                except asyncio.CancelledError:
-                    pass
 
     async with replica.manager as jobs:
         task = asyncio.ensure_future(stubborn(jobs))
@@ -276,7 +266,7 @@ async def test_closing_the_manager_closes_its_readers(backend: Any, jobs_b: Any)
             try:
                 async with jobs.subscribe("c") as events:
                     async for event in events:
-                        seen.append(event.data)
+                        seen.append(event.data)  # noqa: PERF401 - seen while it is being read
             except NotOpenError:
                 task = asyncio.current_task()
                 assert task is not None

@@ -64,6 +64,18 @@ async def test_create_stores_every_field_in_one_write(store, store_b):
     assert {name: getattr(read, name) for name in FIELDS} == FIELDS
 
 
+async def test_a_job_has_a_wire_form(store_b, store):
+    """camelCase names, absent fields left out, JSON through and through."""
+    await store.create_job("s1", "alice", "c1", tenant_id="t1", **FIELDS)
+    await store.update_job("s1", status="complete", final_event="{}")
+    wire = to_dict(await store_b.get_job("s1"))
+    assert json.loads(json.dumps(wire)) == wire
+    names = "streamId userId status createdAt completedAt conversationId userMessage responseMessageId sender syncSent"
+    names += " finalEvent endpoint iconURL model promptTokens generation lastActiveAt tenantId metadata"
+    assert set(wire) == set(names.split())
+    assert set(wire["userMessage"]) == {"messageId", "parentMessageId", "conversationId", "text"}
+
+
 async def test_a_user_message_may_be_a_plain_dict_of_wire_names(store, store_b):
     """The dict form is that of ``to_dict``."""
     await store.create_job("s1", "alice", user_message=to_dict(FIELDS["user_message"]))

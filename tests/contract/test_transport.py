@@ -760,6 +760,21 @@ async def test_destroy_closes_and_leaves_the_connection(backend, replica, replic
     assert heard.all == []
 
 
+async def test_a_transport_alone_serves_viewers(backend, replica):
+    """Without a store that was initialized, as in a gateway: it opens at its first call."""
+    gateway = await backend.replica(opened=False)
+    await start(replica)
+    await replica.store.append_chunk("s1", "a")
+    heard = Heard()
+    await heard.attach(gateway.transport, "s1")
+    async with gateway.transport.read("s1") as events:
+        assert (await soon(anext(events))).data == "a"
+        await replica.transport.emit_done("s1", "end")
+        assert (await soon(anext(events))).data == "end"
+    await heard.until(1)
+    assert heard.all == [("done", "end")]
+
+
 async def test_two_transports_on_one_memory_store_are_two_replicas_of_viewers(backend_name, server_url):
     """As the interface says of the memory pair."""
     if backend_name != "memory":

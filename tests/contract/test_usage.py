@@ -126,6 +126,19 @@ async def test_usage_of_an_expired_job_is_still_claimable(backend):
     assert tokens(await b.store.claim_usage("s1", generation=generation)) == [1]
 
 
+async def test_unclaimed_usage_is_kept_for_its_retention_only(backend):
+    """At most ``retention.usage``."""
+    replica = await backend.replica(backend.config(retention={"usage": 1.0}))
+    await replica.store.create_job("s1", "alice")
+    await replica.store.record_usage("s1", {"input_tokens": 1})
+
+    async def gone() -> bool:
+        return await replica.store.get_collected_usage("s1") == []
+
+    await eventually(gone, within=30)
+    assert await replica.store.claim_usage("s1") == []
+
+
 async def test_usage_of_generations_does_not_mix(store):
     """Each generation's entries go to its own claim."""
     first = (await store.create_job("s1", "alice")).generation

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import nats
 import pytest
@@ -208,3 +208,55 @@ async def _has_leader(url: str) -> None:
 
     await eventually(answers, within=30)
     await nc.close()
+
+
+class Proxy:
+    """A wire to a server that can be cut silently: what is sent is swallowed, and nobody is told."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = f"nats://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        await self.cut()
+        self.drop()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+    async def cut(self) -> None:
+        """The connections of this moment carry nothing any more; new ones work."""
+        pumps = list(self._pumps)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+    def drop(self) -> None:
+        """End the connections of this moment, as a server that crashed."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers += [writer, up_writer]
+        for source, target in ((reader, up_writer), (up_reader, writer)):
+            pump = asyncio.create_task(self._pump(source, target))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+            target.close()
+        except ConnectionError:
+            target.close()

@@ -14,14 +14,15 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import eventually
+from waiting import eventually, soon
 
 import natsjobs
-from natsjobs import Config, JobManager, embedded
+from natsjobs import Config, JobManager, JobRun, embedded
 
 TIMEOUT = 30.0
 COMMANDS = [
@@ -437,6 +438,21 @@ async def test_pipe_that_is_stopped_ends_its_job(cli: Cli, number: signal.Signal
     assert "Traceback" not in (await process.finish())[2]
 
 
+async def test_a_second_signal_does_not_wait_for_nats(cli: Cli) -> None:
+    """With NATS gone there is no proper end to wait for: whoever insists is let go at once."""
+    with embedded.server() as server:
+        cli.env["NATS_URL"] = server.url
+        process = cli.start("pipe", "conv", "--user", "u")
+        await process.line("stderr")
+        server.kill()
+        process.signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            await process.wait(1)
+        process.signal(signal.SIGINT)
+        assert await process.wait(2) == 130
+        assert "lease" in refused(await process.finish(), 130)
+
+
 async def test_pipe_that_is_replaced_fails(cli: Cli) -> None:
     """A newer generation of the same id ends it with one line and 1; with --reject it would not have begun."""
     process = cli.start("pipe", "conv", "--user", "u")
@@ -450,16 +466,27 @@ async def test_pipe_that_is_replaced_fails(cli: Cli) -> None:
 # -- abort and setup --------------------------------------------------------------------------------------------
 
 
+async def work_until_aborted(recorded: asyncio.Event, left: asyncio.Event, run: JobRun) -> None:
+    """The work of a job that goes on until somebody stops it."""
+    await run.emit("x")
+    await run.record_usage({"input_tokens": 3, "output_tokens": 4})
+    recorded.set()
+    try:
+        await run.wait_aborted()
+    finally:
+        left.set()
+
+
 async def test_abort_prints_what_it_did(cli: Cli) -> None:
     """Whether the owner confirmed, and the usage that is now the caller's to bill."""
     async with cli.connect() as jobs:
         for arguments in (["abort", "conv"], ["abort", "conv", "--json"]):
-            async with jobs.start("conv", user_id="u") as run:
-                await run.emit("x")
-                await run.record_usage({"input_tokens": 3, "output_tokens": 4})
-                status, out, err = await cli.run(*arguments)
+            recorded, left = asyncio.Event(), asyncio.Event()
+            await jobs.spawn("conv", partial(work_until_aborted, recorded, left), user_id="u")
+            await soon(recorded.wait())
+            status, out, err = await cli.run(*arguments)
             assert (status, err) == (0, "")
-            assert run.aborted
+            await soon(left.wait())
             if "--json" in arguments:
                 result = json.loads(out)
                 assert result["success"] is True

@@ -48,7 +48,15 @@ class Demo:
 
     def survivors(self) -> list[int]:
         """Processes that it started and that still run."""
-        return [pid for pid in self.pids if Path(f"/proc/{pid}").exists()]
+        return [pid for pid in self.pids if running(pid)]
+
+
+def running(pid: int) -> bool:
+    """Whether the process is there and has not ended (an ended orphan may wait for somebody to notice)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @contextlib.asynccontextmanager

@@ -25,17 +25,20 @@ PORT_ERRORS = ("WrongSequenceError", "NoRespondersError", "StreamMissingError")
 def test_every_class_of_nats_py_is_mapped(kind: type[Exception]) -> None:
     """A class that a new nats-py brings fails here until somebody says what it means."""
     assert is_mapped(kind)
-    error = kind.__new__(kind)
-    meant = of_nats(error if _shows(error) else kind("x"), "testing")
+    meant = of_nats(_instance(kind), "testing")
     assert isinstance(meant, NatsJobsError) or type(meant).__name__ in PORT_ERRORS
 
 
-def _shows(error: Exception) -> bool:
-    try:
-        str(error)
-    except AttributeError:
-        return False
-    return True
+def _instance(kind: type[Exception]) -> Exception:
+    """One, whatever its constructor wants; numbers, so that those that compute with them can be shown."""
+    for count in range(5):
+        try:
+            error = kind(*([1] * count))
+            str(error)
+        except (TypeError, AttributeError):
+            continue
+        return error
+    raise AssertionError(kind)
 
 
 def test_an_unknown_error_of_nats_py_is_seen_by_the_enumeration() -> None:

@@ -40,7 +40,7 @@ async def replicas(
         if request.param == "nats":
             yield [await stack.enter_async_context(natsjobs.connect(natsjobs_server, config=config)) for _ in "ab"]
             return
-        system = MemorySystem()
+        system = MemorySystem(config.namespace)
         managers: list[natsjobs.JobManager] = []
         for _ in "ab":
             store = natsjobs.MemoryJobStore(config, system=system)

@@ -124,10 +124,7 @@ def _print_verdict(console: Console, ledger: Ledger, seconds: float) -> None:
     head = ["EVENTS", "SENT", "STORED", *(name.upper() for name in BROWSERS), "LOST", "DOUBLED"]
     print_table(head, rows, console=console)
     if any(record.end_type != "done" for record in ledger.records.values()):
-        console.print(
-            "(stored: acknowledged before the end. An interrupted worker may have sent a few more than", style="dim"
-        )
-        console.print("were stored; those are in no log and no browser saw them.)", style="dim")
+        console.print("stored: acknowledged by then; an interrupted worker may have sent a few more", style="dim")
     console.print()
     times = [
         [
@@ -138,8 +135,9 @@ def _print_verdict(console: Console, ledger: Ledger, seconds: float) -> None:
         ]
         for m in ledger.measures
     ]
-    print_table(["TIMES", "TOOK", "LIMIT", ""], times, console=console)
-    console.print()
+    if times:
+        print_table(["TIMES", "TOOK", "LIMIT", ""], times, console=console)
+        console.print()
     complaints = ledger.complaints()
     for complaint in complaints:
         console.print(f"FAILED  {printable(complaint)}", style="bold red", markup=False, soft_wrap=True)
@@ -175,7 +173,5 @@ def _leave(console: Console, url: str, namespace: str, *, own: bool) -> None:
         await asyncio.Event().wait()
         return 0
 
-    try:
-        run_async(wait())
-    except KeyboardInterrupt:
-        console.print("stopped")
+    run_async(wait())
+    console.print("stopped")

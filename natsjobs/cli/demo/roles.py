@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import os
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -27,6 +28,7 @@ from natsjobs.tasks import Tasks
 _LINE_LIMIT = 1_048_576
 _FLUSH_EVERY = 8
 _ATTACH_WAIT = 10.0
+_LEAVE = 2.0
 
 
 def report(kind: str, **fields: Any) -> None:
@@ -107,12 +109,14 @@ async def act(options: argparse.Namespace) -> None:
     extra = {"user_credentials": options.creds} if options.creds else {}
     tasks = Tasks()
     async with natsjobs.connect(options.server, **extra) as jobs:
-        report("ready")
+        report("ready", id="")
         try:
             async with aclosing(lines(STDIN, _LINE_LIMIT)) as commands:
                 async for _, line in commands:
                     tasks.spawn(obey(jobs, events, msgspec.json.decode(line)), name="demo command")
         finally:
+            # The demo has ended, and perhaps its server too: nobody waits for what NATS does not answer any more.
+            asyncio.get_running_loop().call_later(_LEAVE, os._exit, 1)
             await tasks.close()
 
 

@@ -1,0 +1,133 @@
+"""One append at a time to one generation, and certainty about what became of it.
+
+Owns the numbers of the next message (expected sequence, index) and the decision after a refusal or a lost
+acknowledgement (design-corrections A5): read at the leader the message that took our place, the first after the
+expected sequence. Ours, by writer and index: it had landed. A terminal record or a tombstone: fenced. Another
+writer's: the position moves behind the tail. None: the same bytes again, because the first try may still land.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from natsjobs.config import Config
+from natsjobs.engine import wire
+from natsjobs.engine.patience import Backoff, patiently
+from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
+from natsjobs.engine.subjects import Subjects
+from natsjobs.engine.terminals import Position, find_terminal, position_after, read_terminal
+from natsjobs.errors import StreamFullError, UnavailableError
+
+OVERHEAD = 2048  # headers and the JSON around the events
+_FENCE_TIME = 1.0  # against a writer at full speed no back-off for this long, or a terminal record never fits (C2)
+
+
+class FencedError(Exception):
+    """Somebody else ended the generation (``terminal``), or its log is gone (``None``)."""
+
+    def __init__(self, terminal: wire.Terminal | None) -> None:
+        super().__init__("fenced")
+        self.terminal = terminal
+
+
+class Chain:
+    """The end of one generation's log, as one writer sees it. Never two appends at once."""
+
+    def __init__(
+        self, link: Link, subjects: Subjects, config: Config, stream_id: str, generation: str, position: Position
+    ) -> None:
+        """Behind ``position``."""
+        self.writer = wire.random_token()
+        self.position = position
+        self.log, self.end = subjects.log(stream_id, generation), subjects.end(stream_id, generation)
+        self.landed: wire.Terminal | None = None
+        """Our own terminal record, when it was found in the log after its acknowledgement had been lost."""
+        self._scope = subjects.scope(stream_id, generation)
+        self._link, self._config = link, config
+
+    async def append(  # noqa: C901 - one branch per outcome of a write
+        self, subject: str, body: bytes, *, after: int, rollup: bool = False
+    ) -> bool:
+        """Append one message that begins at ``position.index``; ``after`` is the next index if it is stored.
+
+        Returns:
+            True: stored. False: another writer came first, ``position`` has moved, number again.
+
+        Raises:
+            FencedError: Nothing will ever be stored here any more.
+            UnavailableError: NATS was away for ``timing.give_up``; if ``outcome_unknown``, try the same bytes again.
+            StreamFullError: The stream is full.
+        """
+        backoff, fast_until = Backoff(self._config.timing.give_up), time.monotonic() + _FENCE_TIME
+        unsure = False
+        while True:
+            refusal: WrongSequenceError | None = None
+            try:
+                seq = await self._link.events.append(
+                    subject, body, expect=self.position.seq, scope=self._scope, rollup=rollup
+                )
+            except WrongSequenceError as error:
+                refusal = error
+            except StreamMissingError:
+                raise FencedError(None) from None
+            except StreamFullError:
+                raise
+            except UnavailableError as error:
+                unsure = unsure or error.outcome_unknown
+                if backoff.expired:
+                    raise UnavailableError(str(error), outcome_unknown=unsure) from None
+            else:
+                self.position = Position(seq, after)
+                return True
+            if (refusal or unsure) and (stored := await self._decide(after, refusal)) is not None:
+                return stored
+            if refusal is None or refusal.last is None or time.monotonic() > fast_until:
+                if refusal is not None and backoff.expired:
+                    raise UnavailableError(f"no decision about an append to {subject}", outcome_unknown=True)
+                await backoff.pause()
+
+    async def _decide(self, after: int, refusal: WrongSequenceError | None) -> bool | None:
+        """What took our place? ``None``: undecided."""
+        message = await self._leader(lambda: self._link.events.next(self._scope, self.position.seq + 1))
+        if message is None:
+            if refusal is not None and refusal.last is not None and refusal.last < self.position.seq:
+                raise FencedError(None)
+            return None
+        entry = wire.decode(message.body)
+        if entry is not None and entry.writer == self.writer and entry.index == self.position.index:
+            if entry.type in wire.TERMINAL:
+                self.landed = await read_terminal(self._link, message, entry)
+            self.position = Position(message.seq, after)
+            return True
+        newest = await self._leader(lambda: self._link.events.last(self._scope))
+        terminal = await find_terminal(self._link, self.end, newest) if newest is not None else None
+        position = position_after(newest, self.position.index) if newest is not None and terminal is None else None
+        if position is None:
+            raise FencedError(terminal)
+        self.position = position
+        return False
+
+    async def _leader(self, read: Callable[[], Awaitable[Message | None]]) -> Message | None:
+        try:
+            return await patiently(read, limit=self._config.timing.give_up)
+        except StreamMissingError:
+            return None
+
+    async def append_parts(self, subject: str, kind: str, raw: bytes) -> int:
+        """Append a value in pieces that follow each other; the sequence of piece 0. Raises as ``append`` does.
+
+        An interrupted run of pieces is void and starts again from piece 0 (B2).
+        """
+        # A piece becomes a JSON string, and quoting at most doubles it.
+        pieces = wire.split_text(raw, (self._link.max_payload - OVERHEAD) // 2)
+        while True:
+            index, first = self.position.index, 0
+            for number, piece in enumerate(pieces):
+                body = wire.part_body(kind, index, self.writer, (number, len(pieces)), first, piece)
+                after = index + 1 if kind == "part" and number == len(pieces) - 1 else index
+                if not await self.append(subject, body, after=after):
+                    break
+                first = first or self.position.seq
+            else:
+                return first

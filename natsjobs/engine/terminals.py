@@ -1,0 +1,58 @@
+"""How a log stands: read from its newest message, at the leader."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.patience import patiently
+from natsjobs.engine.ports import Link, Message
+
+_PATIENCE = 10.0  # as long as an election may take
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a log stands: the sequence and the index that the next append has to name."""
+
+    seq: int
+    index: int
+
+
+def position_after(message: Message, index: int) -> Position | None:
+    """Where a log stands whose newest message is this; ``None``: it is over. ``index``: behind what is not ours."""
+    entry = wire.decode(message.body)
+    if entry is None:
+        return Position(message.seq, index)
+    return None if entry.type == "gone" else Position(message.seq, entry.next_index)
+
+
+async def find_terminal(link: Link, end_subject: str, newest: Message) -> wire.Terminal | None:
+    """The terminal record of a log whose newest message is ``newest``, also behind a tombstone."""
+    entry = wire.decode(newest.body)
+    if entry is not None and entry.type in {"gone", "cleared"}:
+        behind = await patiently(lambda: link.events.last(end_subject), limit=_PATIENCE)
+        if behind is None:
+            return None
+        newest, entry = behind, wire.decode(behind.body)
+    if entry is None or entry.type not in wire.TERMINAL or newest.subject != end_subject:
+        return None
+    return await read_terminal(link, newest, entry)
+
+
+async def read_terminal(link: Link, message: Message, entry: wire.Entry) -> wire.Terminal:
+    """A terminal record with its data, also when that was stored in pieces before it."""
+    if not entry.first:
+        return wire.Terminal.of(entry, message.seq)
+    pieces: list[str] = []
+    seq = entry.first
+    while seq < message.seq:
+        stored = await patiently(partial(link.events.next, message.subject, seq), limit=_PATIENCE)
+        if stored is None:
+            break
+        piece = wire.decode(stored.body)
+        if piece is not None and piece.type == "final" and piece.writer == entry.writer:
+            pieces.append(msgspec.json.decode(piece.data, type=str))
+        seq = stored.seq + 1
+    return wire.Terminal.of(entry, message.seq, "".join(pieces).encode())
