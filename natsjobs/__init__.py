@@ -26,7 +26,7 @@ from natsjobs.errors import (
 )
 from natsjobs.interfaces import EventReader, EventTransport, JobStore, Registration, Subscription
 from natsjobs.jetstream import NatsEventTransport, NatsJobStore
-from natsjobs.manager import JobManager
+from natsjobs.manager import JobManager, JobRun
 from natsjobs.memory import MemoryEventTransport, MemoryJobStore
 from natsjobs.models import (
     AbortResult,
@@ -45,7 +45,6 @@ from natsjobs.models import (
     UserMessage,
     to_dict,
 )
-from natsjobs.run import JobRun
 
 __all__ = [
     "AbortResult",

@@ -15,7 +15,7 @@ from natsjobs.errors import ConfigError, NotOpenError
 from natsjobs.manager import JobManager
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
+    from natsjobs.jetstream import Client
 
 DEFAULT_URL = "nats://localhost:4222"
 MEMORY_URL = "memory://"

@@ -217,7 +217,7 @@ def _single(exc: BaseException) -> BaseException:
     """The first error inside groups: one line has room for one."""
     if not isinstance(exc, BaseExceptionGroup):
         return exc
-    inside: tuple[BaseException, ...] = exc.exceptions  # pyright: ignore[reportUnknownMemberType]
+    inside: tuple[BaseException, ...] = exc.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return _single(inside[0])
 
 

@@ -95,7 +95,7 @@ class Aborts:
     # -- hearing a signal ---------------------------------------------------------------------------------------
 
     def _on_broadcast(self, message: Incoming) -> None:
-        self._context.spawn(self._answer_broadcast(message), "natsjobs abort signal")
+        self._context.answer(self._answer_broadcast(message), "natsjobs abort signal")
 
     async def _answer_broadcast(self, message: Incoming) -> None:
         answer: dict[str, Any]

@@ -174,10 +174,13 @@ class Appender:
     async def _send(self) -> None:
         try:
             await self._store_group()
+        except FencedError as fenced:
+            self._close(fenced.terminal)
         except UnavailableError as error:
             self._fail(error)
-        except JobClosedError:
-            pass
+        except Exception as error:
+            self._fail(error)  # a defect of ours must not leave anybody waiting for ever
+            raise
         finally:
             self._busy = False
         self._urgent = self._urgent and bool(self._queue)

@@ -45,6 +45,7 @@ class Chain:
         """Our own terminal record, when it was found in the log after its acknowledgement had been lost."""
         self._scope = subjects.scope(stream_id, generation)
         self._link, self._config = link, config
+        self._away_since: float | None = None
 
     async def append(  # noqa: C901 - one branch per outcome of a write
         self, subject: str, body: bytes, *, after: int, rollup: bool = False
@@ -59,7 +60,9 @@ class Chain:
             UnavailableError: NATS was away for ``timing.give_up``; if ``outcome_unknown``, try the same bytes again.
             StreamFullError: The stream is full.
         """
-        backoff, fast_until = Backoff(self._config.timing.give_up), time.monotonic() + _FENCE_TIME
+        # Once it has given up, the next call tries once: nobody waits `give_up` twice for the same outage.
+        spent = 0.0 if self._away_since is None else time.monotonic() - self._away_since
+        backoff, fast_until = Backoff(self._config.timing.give_up - spent), time.monotonic() + _FENCE_TIME
         unsure = False
         while True:
             refusal: WrongSequenceError | None = None
@@ -68,17 +71,18 @@ class Chain:
                     subject, body, expect=self.position.seq, scope=self._scope, rollup=rollup
                 )
             except WrongSequenceError as error:
-                refusal = error
+                refusal, self._away_since = error, None
             except StreamMissingError:
                 raise FencedError(None) from None
             except StreamFullError:
                 raise
             except UnavailableError as error:
+                self._away_since = self._away_since or time.monotonic()
                 unsure = unsure or error.outcome_unknown
                 if backoff.expired:
                     raise UnavailableError(str(error), outcome_unknown=unsure) from None
             else:
-                self.position = Position(seq, after)
+                self.position, self._away_since = Position(seq, after), None
                 return True
             if (refusal or unsure) and (stored := await self._decide(after, refusal)) is not None:
                 return stored

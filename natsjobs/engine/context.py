@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -34,6 +35,7 @@ class Context:
         self.patience = 2 * config.timing.request
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
         self.tasks = Tasks()
+        self._answers: set[asyncio.Task[Any]] = set()
         self.on_terminal: Callable[[str, str, wire.Terminal | None], None] = _ignore
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
@@ -42,6 +44,21 @@ class Context:
             self.tasks.spawn(coro, name)
         except RuntimeError:
             _log.debug("not started, already closed: %s", name)
+
+    def answer(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run the answer to somebody's request in the background; closing waits for it."""
+        try:
+            task = self.tasks.spawn(coro, name)
+        except RuntimeError:
+            _log.debug("not answered, already closed: %s", name)
+            return
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def answered(self) -> None:
+        """Wait, not longer than an asker would, until every request that came has its answer."""
+        if self._answers:
+            await asyncio.wait(self._answers, timeout=self.config.timing.abort)
 
     def check_id(self, value: object, field: str) -> str:
         """An id that can be one. Raises InvalidIdError otherwise."""

@@ -16,11 +16,12 @@ from typing import Any
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
-from natsjobs.errors import InvalidArgumentError
+from natsjobs.errors import InvalidArgumentError, InvalidEventError
 from natsjobs.models import UsageMetadata, to_dict
 from natsjobs.usage import usage_from
 
 _CLAIM_TTL = 3600.0
+_ENTRY_BYTES = 65_536
 _AT_ONCE = 32
 
 
@@ -40,14 +41,14 @@ class Ledger:
 
     async def record(self, stream_id: str, generation: str, usage: UsageMetadata | Mapping[str, Any]) -> None:
         """Store one entry, durable when it returns."""
+        try:
+            wire.encode_event(usage, limit=_ENTRY_BYTES)
+        except InvalidEventError as error:
+            raise InvalidArgumentError("usage", str(error)) from None
         entry = usage_from(usage)
         entry_id = wire.random_token(16)
         value = {**to_dict(entry), "id": entry_id}
         key = self._context.subjects.record("usage", stream_id, generation, entry_id)
-        try:
-            wire.ascii_json(value)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError("usage", f"has no JSON form: {error}") from None
         await self._context.records.write(key, value, expect=0, ttl=self._context.config.retention.usage)
 
     async def unclaimed(self, stream_id: str, generation: str) -> list[UsageMetadata]:

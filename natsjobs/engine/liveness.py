@@ -102,7 +102,7 @@ class Liveness:
         self._context.spawn(self._renew_quietly(), "natsjobs lease after reconnect")
 
     def _on_request(self, message: Incoming) -> None:
-        self._context.spawn(self._answer(message), "natsjobs owner request")
+        self._context.answer(self._answer(message), "natsjobs owner request")
 
     async def _answer(self, message: Incoming) -> None:
         request = wire.decode_object(message.body)

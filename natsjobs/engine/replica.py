@@ -73,6 +73,7 @@ class Replica:
 
     async def _stop(self) -> None:
         await self.liveness.stop()
+        await self.context.answered()
         await self.aborts.close()
         await self.runs.ends.close()
         await self.context.renew_tasks()
@@ -88,7 +89,12 @@ class Replica:
             with contextlib.suppress(NatsJobsError):
                 await self.runs.end(stream_id, generation, reason)
 
-        await asyncio.gather(*(end(*run) for run in owned))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timing.request):
+                await asyncio.gather(*(end(*run) for run in owned))
+        for run in owned:
+            if run in self.runs.owned:  # NATS is away: nobody can wait for that while a process is being stopped
+                self.runs.unstored.setdefault(run, End("error", EndReason.SHUTDOWN, None, b"null"))
         for stream_id, generation in self.runs.unstored:
             _log.warning(
                 "the end of job %s (generation %s) could not be stored; it is ended when the lease lapses",

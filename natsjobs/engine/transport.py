@@ -279,7 +279,7 @@ class _Reading:
         if self._reader is not None:
             raise NotOpenError("this context manager was already entered; call subscribe() again")
         if self._generation is not None:
-            self._transport._context.check_id(self._generation, "generation")
+            self._transport.replica.context.check_id(self._generation, "generation")
         self._reader = await self._transport.attach(self, self._after, self._generation, self._wait)
         return self._reader
 

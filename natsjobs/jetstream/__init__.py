@@ -5,7 +5,9 @@ own connections are opened), ``wire`` (requests and interests over one connectio
 (the ports), ``setup`` (settings of stream and bucket), ``link`` (puts them together), ``backend`` (the public pair).
 """
 
+from nats.aio.client import Client
+
 from natsjobs.jetstream.backend import NatsEventTransport, NatsJobStore
 from natsjobs.jetstream.link import NatsLink, link_for
 
-__all__ = ["NatsEventTransport", "NatsJobStore", "NatsLink", "link_for"]
+__all__ = ["Client", "NatsEventTransport", "NatsJobStore", "NatsLink", "link_for"]

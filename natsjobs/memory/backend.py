@@ -10,6 +10,7 @@ from natsjobs.config import Config
 from natsjobs.engine.replica import Replica
 from natsjobs.engine.store import EngineStore
 from natsjobs.engine.transport import EngineTransport
+from natsjobs.errors import ConfigError
 from natsjobs.memory.system import MemorySystem
 
 
@@ -19,6 +20,8 @@ class MemoryJobStore(EngineStore):
     def __init__(self, config: Config | None = None, *, system: MemorySystem | None = None) -> None:
         """``system``: the "server"; ``None``: one of its own."""
         settings = config or Config.from_env()
+        if system is not None and system.namespace != settings.namespace:
+            raise ConfigError("namespace", f"{settings.namespace!r} is not the system's, {system.namespace!r}")
         self.system = system or MemorySystem(settings.namespace, settings.retention.log)
         self.link = self.system.link()
         super().__init__(Replica(self.link, settings))

@@ -46,6 +46,7 @@ class MemoryServer:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``retention_log`` is the age at which events go; ``max_bytes`` limits the events; ``clock`` is its time."""
+        self.namespace = namespace
         self.max_payload = max_payload
         self._names = Subjects(namespace)
         self._clock = clock

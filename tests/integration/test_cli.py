@@ -534,7 +534,7 @@ async def test_an_unreachable_server_is_status_three(cli: Cli) -> None:
     server = f"nats://127.0.0.1:{free_port()}"
     begin = time.monotonic()
     results = await asyncio.gather(*(cli.run("--server", server, *command) for command in COMMANDS))
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < TIMEOUT
     for result in results:
         assert server in refused(result, 3)
 

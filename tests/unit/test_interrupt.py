@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from natsjobs.interrupt import Interrupt, outlast
+from natsjobs.manager.interrupt import Interrupt, outlast
 
 
 def here() -> asyncio.Task[Any]:

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Unpack, cast
 
 from natsjobs.errors import JobClosedError, NotOpenError
-from natsjobs.interrupt import outlast
+from natsjobs.manager.interrupt import outlast
+from natsjobs.manager.outcome import CANCELLED, SHUTDOWN, Backend, Ending, Outcome, completed, failed
 from natsjobs.models import Job, JobFields, JobStatus, RunStep, UsageMetadata
-from natsjobs.outcome import CANCELLED, SHUTDOWN, Backend, Ending, Outcome, completed, failed
 
 
 class JobRun:

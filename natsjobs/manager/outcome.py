@@ -16,7 +16,7 @@ import msgspec
 from natsjobs.config import Config
 from natsjobs.errors import JobClosedError, NotOpenError, UnavailableError
 from natsjobs.interfaces import EventTransport, JobStore, Registration
-from natsjobs.interrupt import Interrupt
+from natsjobs.manager.interrupt import Interrupt
 from natsjobs.models import EndReason, EventType, Job, JobStatus, StreamEvent
 from natsjobs.tasks import Tasks
 

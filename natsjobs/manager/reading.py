@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from natsjobs.errors import NotOpenError
 from natsjobs.interfaces import EventReader
-from natsjobs.interrupt import Interrupt
+from natsjobs.manager.interrupt import Interrupt
 from natsjobs.models import Job, StreamEvent
 
 _T = TypeVar("_T")

@@ -18,11 +18,11 @@ from typing import Any, Self, Unpack
 from natsjobs.config import Config
 from natsjobs.errors import NotOpenError
 from natsjobs.interfaces import EventReader, EventTransport, IfRunning, JobStore
-from natsjobs.interrupt import outlast
+from natsjobs.manager.interrupt import outlast
+from natsjobs.manager.outcome import Backend
+from natsjobs.manager.reading import ReaderBlock
+from natsjobs.manager.run import JobRun, RunBlock
 from natsjobs.models import AbortResult, Job, JobFields, JobStatus, ResumeState, UsageMetadata
-from natsjobs.outcome import Backend
-from natsjobs.reading import ReaderBlock
-from natsjobs.run import JobRun, RunBlock
 from natsjobs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
