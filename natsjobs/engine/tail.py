@@ -52,7 +52,7 @@ class Tail:
         self._window_events = self._window_bytes = 0
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
-        self._again = False
+        self._again = self._doubtful = False
         self._quiet = 0
         self._timer: asyncio.TimerHandle | None = None
         self._interests: list[Interest] = []
@@ -127,7 +127,7 @@ class Tail:
                 await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake),
             ]
             await self._find_tail()
-            self._forget_reconnect = self._context.link.on_reconnect(self._look_now)
+            self._forget_reconnect = self._context.link.on_reconnect(self._on_reconnect)
             self._release()
             self._schedule(_SOON)
         except BaseException:
@@ -217,6 +217,10 @@ class Tail:
     def _on_wake(self, _: Incoming) -> None:
         self._look_now()
 
+    def _on_reconnect(self) -> None:
+        self._doubtful = True  # perhaps to a server that has lost, or restored, its store
+        self._look_now()
+
     def _keep(self, batch: Batch) -> None:
         self._window.append(batch)
         self._window_events += len(batch.raws)
@@ -257,8 +261,9 @@ class Tail:
             while self._again and not self._closed:
                 self._again = False
                 await self._read_on()
-                if self._quiet % 5 == 1 and self.terminal is None:
+                if (self._doubtful or self._quiet % 5 == 1) and self.terminal is None:
                     await self._prove()
+                    self._doubtful = False
         except (UnavailableError, StreamMissingError) as error:
             _log.info("following %s: %s; still trying", self.stream_id, error)
         except NatsJobsError as error:

@@ -14,15 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "natsjobs"
 
 LAYERS = [
-    {"models", "tasks", "interrupt"},
+    {"models", "tasks"},
     {"errors"},
     {"config"},
     {"content", "usage", "telemetry"},
     {"interfaces"},
     {"engine"},
     {"jetstream", "memory", "embedded"},
-    {"outcome", "reading"},
-    {"run"},
     {"manager"},
     {"connect"},
     {"__init__"},
@@ -31,9 +29,7 @@ LAYERS = [
 ]
 """Bottom first. A unit imports from layers below its own, and from itself."""
 
-NEVER = {
-    name: {"engine", "jetstream", "memory"} for name in ("manager", "run", "outcome", "reading", "interfaces", "config")
-}
+NEVER = {name: {"engine", "jetstream", "memory"} for name in ("manager", "interfaces", "config")}
 """What would be below, and must not be known all the same: the manager stands on the interfaces alone."""
 
 OPTIONAL = {

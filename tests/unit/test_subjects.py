@@ -83,7 +83,6 @@ def test_subjects_are_read_back(stream_id, user):
         assert subject.startswith(S.all_generations(stream_id).removesuffix(">"))
     key = S.record("active", user, stream_id)
     assert S.split_record(key) == ("active", user, stream_id)
-    assert S.split_record(S.changes_prefix + key) == ("active", user, stream_id)
     assert S.split_record(S.changes_prefix + key.removeprefix(S.record_prefix)) == ("active", user, stream_id)
     assert key.startswith(S.records("active", user).removesuffix(">"))
     assert key.startswith(S.records("active").removesuffix(">"))
