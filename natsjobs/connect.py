@@ -13,6 +13,8 @@ from natsjobs.engine.store import EngineStore
 from natsjobs.engine.transport import EngineTransport
 from natsjobs.errors import ConfigError, NotOpenError
 from natsjobs.manager import JobManager
+from natsjobs.manager.interrupt import outlast
+from natsjobs.tasks import Tasks
 
 if TYPE_CHECKING:
     from natsjobs.jetstream import Client
@@ -59,6 +61,7 @@ class _Connection(AbstractAsyncContextManager["JobManager", None]):
     ) -> None:
         self._servers, self._nc, self._config, self._options = servers, nc, config, options
         self._parts: tuple[JobManager, EngineStore, EngineTransport] | None = None
+        self._tasks = Tasks()
 
     async def __aenter__(self) -> JobManager:
         if self._parts is not None:
@@ -69,8 +72,7 @@ class _Connection(AbstractAsyncContextManager["JobManager", None]):
         try:
             await manager.__aenter__()
         except BaseException:
-            await transport.destroy()
-            await store.destroy()
+            await self._release(store, transport, config)
             raise
         self._parts = manager, store, transport
         return manager
@@ -99,7 +101,19 @@ class _Connection(AbstractAsyncContextManager["JobManager", None]):
         try:
             await manager.__aexit__(kind, error, trace)
         finally:
+            await self._release(store, transport, store.replica.config)
+
+    async def _release(self, store: EngineStore, transport: EngineTransport, config: Config) -> None:
+        """Close what was opened; cut off in the middle, a connection and its background work would go on for ever."""
+
+        async def release() -> None:
             try:
                 await transport.destroy()
             finally:
                 await store.destroy()
+
+        releasing = self._tasks.spawn(release(), "close of natsjobs.connect")
+        cut = await outlast(releasing, patience=config.timing.request + config.timing.abort)
+        if cut is not None:
+            raise cut
+        await releasing

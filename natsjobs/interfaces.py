@@ -2,7 +2,8 @@
 
 Everything that can touch the network is a coroutine or an async context manager; everything else is not. After the
 first one or two identifying arguments all are keyword-only. The Protocols are for calling: methods are added in
-minor releases. Every method of both raises ``NotOpenError`` before ``initialize`` or after ``destroy``,
+minor releases. A store raises ``NotOpenError`` before ``initialize``, both do after ``destroy`` (a transport opens
+with its first use);
 ``InvalidIdError`` for an id that can never be one, and ``UnavailableError`` when NATS does not answer in time.
 
 Every write takes ``generation``: when another one is the newest, nothing changes and it is a ``JobClosedError``.

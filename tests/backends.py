@@ -230,6 +230,9 @@ class NatsReplica(Replica):
         if not self.nc.is_closed:
             assert self.nc.is_connected or self.nc.is_reconnecting
             left = self.interests()
+            async with asyncio.timeout(10):
+                while self.nc.is_reconnecting:  # closed in a handshake, nats-py would leave its socket open
+                    await asyncio.sleep(0.01)
             await self.nc.close()
             assert not left, f"interests left over: {left}"
 

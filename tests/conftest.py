@@ -6,12 +6,14 @@ import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from backends import environment
 
 OLDEST = "2.11.11"
+TOO_OLD = "2.10.26"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -47,9 +49,22 @@ def newest_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def oldest_server() -> Iterator[str]:
     """The URL of the oldest supported server."""
+    with _running(OLDEST) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def too_old_server() -> Iterator[str]:
+    """The URL of a server that is older than that."""
+    with _running(TOO_OLD) as url:
+        yield url
+
+
+@contextmanager
+def _running(version: str) -> Iterator[str]:
     from natsjobs import embedded
 
-    with environment("NATS_SERVER_BIN", str(_binary(OLDEST))):
+    with environment("NATS_SERVER_BIN", str(_binary(version))):
         running = embedded.server()
         server = running.__enter__()
     try:

@@ -11,8 +11,10 @@ The fact is the terminal record: whoever is asked to abort makes sure that one s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -53,7 +55,8 @@ class Aborts:
         self._context, self._runs, self._ledger, self._content = context, runs, ledger, content
         self._registrations: dict[str, list[AbortRegistration]] = {}
         self._interests: dict[str, Interest] = {}
-        self._lock = asyncio.Lock()
+        # One per stream id: with NATS away each subscribe waits for its time-out, and others must not wait with it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Signals that were heard, newest last: one comes by two paths, and both answers say what its callbacks did.
         self._heard: dict[str, asyncio.Future[int]] = {}
 
@@ -64,7 +67,7 @@ class Aborts:
     async def add(self, stream_id: str, generation: str | None, callback: Callback) -> AbortRegistration:
         """Call back at every signal; when this returns no later one is missed."""
         registration = AbortRegistration(self, stream_id, generation, callback)
-        async with self._lock:
+        async with self._lock(stream_id):
             if stream_id not in self._interests:
                 subject = self._context.subjects.abort(stream_id)
                 self._interests[stream_id] = await self._context.link.bus.subscribe(subject, self._on_broadcast)
@@ -73,7 +76,7 @@ class Aborts:
 
     async def remove(self, registration: AbortRegistration) -> None:
         """Drop one callback; idempotent."""
-        async with self._lock:
+        async with self._lock(registration.stream_id):
             left = self._registrations.get(registration.stream_id, [])
             if registration in left:
                 left.remove(registration)
@@ -82,9 +85,12 @@ class Aborts:
 
     async def close(self, stream_id: str | None = None) -> None:
         """Drop all callbacks, or those of one stream id."""
-        async with self._lock:
-            for name in [stream_id] if stream_id is not None else list(self._interests):
+        for name in [stream_id] if stream_id is not None else list(self._interests):
+            async with self._lock(name):
                 await self._drop(name)
+
+    def _lock(self, stream_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(stream_id, asyncio.Lock())
 
     async def _drop(self, stream_id: str) -> None:
         self._registrations.pop(stream_id, None)
@@ -153,7 +159,8 @@ class Aborts:
             except NatsJobsError as error:
                 answer["failed"] = str(error)
         else:
-            await self._runs.flush(stream_id, generation)
+            with contextlib.suppress(NatsJobsError):  # then the caller finds it out when he writes the end
+                await self._runs.flush(stream_id, generation)
         return answer
 
     # -- the caller's side --------------------------------------------------------------------------------------
@@ -179,7 +186,7 @@ class Aborts:
             return None
         request = {**request, "stream": record.stream_id}
         if owner == self._context.replica_id:
-            return await self.answer_owner(request)
+            return await self._ask_here(request)
         subject = self._context.subjects.owner(owner)
         try:
             reply = await self._context.link.bus.request(
@@ -189,6 +196,12 @@ class Aborts:
             return None
         answer = wire.decode_object(reply)
         return answer if answer and answer.get("replica") == owner and answer.get("mine") else None
+
+    async def _ask_here(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """This replica is the owner, and its callbacks may take as long as another's (promise 6)."""
+        answering = self._context.tasks.spawn(self.answer_owner(request), "natsjobs abort")
+        await asyncio.wait({answering}, timeout=self._context.config.timing.abort)
+        return answering.result() if answering.done() and not answering.cancelled() else None
 
     async def abort(self, stream_id: str, generation: str | None, final_event: Any) -> AbortResult:
         """Stop the run wherever it is; afterwards a terminal record stands."""

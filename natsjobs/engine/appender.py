@@ -12,6 +12,7 @@ The linger: an event after a pause goes at once; while more keep coming they are
 from __future__ import annotations
 
 import asyncio
+import bisect
 import time
 from collections import deque
 from collections.abc import Callable
@@ -85,8 +86,8 @@ class Appender:
 
     # -- the producer's side ------------------------------------------------------------------------------------
 
-    async def put(self, raw: bytes) -> None:
-        """Queue one encoded event; waits only for room. Cancelled while waiting: not queued.
+    async def put(self, raw: bytes) -> int:
+        """Queue one encoded event; waits only for room. Cancelled while waiting: not queued. Its number for ``store``.
 
         Raises:
             JobClosedError: The generation has ended.
@@ -94,34 +95,40 @@ class Appender:
         """
         self._check()
         if not self._room and self._has_room(len(raw)):
-            self._take(raw)
-            return
+            return self._take(raw)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = (future, raw)
         self._room.append(waiting)
         self._kick()
         try:
             await future
-        except asyncio.CancelledError:
+            if self.closed is not None:
+                raise self.closed
+            return self._take(raw)
+        finally:
             if waiting in self._room:
                 self._room.remove(waiting)
-            raise
+            self._let_in()
+            if self.idle:
+                self._drained()
 
     async def flush(self) -> int:
         """Wait until everything queued so far is stored; the index of the newest of these. Raises as ``put`` does."""
         self._check(flushing=True)
-        if self._stored >= self._taken:
-            return self._chain.position.index - 1
+        return await self._until_stored(self._taken)
+
+    async def _until_stored(self, number: int) -> int:
+        if self._stored >= number:
+            return self._chain.position.index - 1 - (self._stored - number)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._flushers.append((self._taken, future))
+        bisect.insort(self._flushers, (number, future), key=lambda waiting: waiting[0])
         self._urgent = True
         self._kick()
         return await future
 
     async def store(self, raw: bytes) -> int:
         """Queue one event and wait until it is stored; its index. Raises as ``put`` does."""
-        await self.put(raw)
-        return await self.flush()
+        return await self._until_stored(await self.put(raw))
 
     def _check(self, *, flushing: bool = False) -> None:
         if self._error is not None:
@@ -135,18 +142,30 @@ class Appender:
         if self._sealed and not flushing:
             raise JobClosedError(self.stream_id, self.generation)
 
-    def _has_room(self, size: int) -> bool:
-        limits = self._config.limits
-        if not self._queue:
+    def _has_room(self, size: int, ahead: int = 0, ahead_bytes: int = 0) -> bool:
+        """Whether an event fits behind those in the queue and ``ahead`` others."""
+        limits, events = self._config.limits, len(self._queue) + ahead
+        if not events:
             return True
-        return len(self._queue) < limits.queue_events and self._queued_bytes + size <= limits.queue_bytes
+        return events < limits.queue_events and self._queued_bytes + ahead_bytes + size <= limits.queue_bytes
 
-    def _take(self, raw: bytes) -> None:
+    def _let_in(self) -> None:
+        """Wake, in order, those who fit. Each takes its place itself, so that who is cancelled meanwhile has none."""
+        size = 0
+        for ahead, (future, raw) in enumerate(self._room):
+            if not self._has_room(len(raw), ahead, size):
+                return
+            size += len(raw)
+            if not future.done():
+                future.set_result(None)
+
+    def _take(self, raw: bytes) -> int:
         self._queue.append(raw)
         self._queued_bytes += len(raw)
         self._taken += 1
         if not self._busy:
             self._kick()
+        return self._taken
 
     # -- sending ------------------------------------------------------------------------------------------------
 
@@ -184,17 +203,22 @@ class Appender:
         finally:
             self._busy = False
         self._urgent = self._urgent and bool(self._queue)
+        self._drained()
+        if self._error is None:
+            self._kick()
+
+    def _drained(self) -> None:
         drains, self._drains = self._drains, []
         for future in drains:
             if not future.done():
                 future.set_result(None)
-        if self._error is None:
-            self._kick()
 
     async def _store_group(self) -> None:
         """Store the head of the queue: one group, or one event in parts."""
         chain = self._chain
         while True:
+            if not self._queue:
+                return  # closed before this task ran
             if self._pending is None:
                 events = self._group()
                 if not events:
@@ -223,7 +247,7 @@ class Appender:
         return events
 
     def _leave(self, count: int, index: int) -> None:
-        for _ in range(count):
+        for _ in range(min(count, len(self._queue))):
             self._queued_bytes -= len(self._queue.popleft())
         before, self._stored = self._stored, self._stored + count
         self.last_stored = time.monotonic()
@@ -231,11 +255,7 @@ class Appender:
             target, flushed = self._flushers.pop(0)
             if not flushed.done():
                 flushed.set_result(index + target - before - 1)
-        while self._room and self._has_room(len(self._room[0][1])):
-            future, raw = self._room.popleft()
-            if not future.done():
-                self._take(raw)
-                future.set_result(None)
+        self._let_in()
 
     def _fail(self, error: Exception) -> None:
         """Tell everybody who waits; with nobody waiting the next call hears of it."""

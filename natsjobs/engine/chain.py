@@ -2,7 +2,7 @@
 
 Owns the numbers of the next message (expected sequence, index) and the decision after a refusal or a lost
 acknowledgement (design-corrections A5): read at the leader the message that took our place, the first after the
-expected sequence. Ours, by writer and index: it had landed. A terminal record or a tombstone: fenced. Another
+expected sequence. The very same bytes: it had landed. A terminal record or a tombstone: fenced. Another
 writer's: the position moves behind the tail. None: the same bytes again, because the first try may still land.
 """
 
@@ -16,7 +16,7 @@ from natsjobs.engine import wire
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.engine.subjects import Subjects
-from natsjobs.engine.terminals import Position, find_terminal, position_after, read_terminal
+from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
 from natsjobs.errors import StreamFullError, UnavailableError
 
 OVERHEAD = 2048  # headers and the JSON around the events
@@ -84,31 +84,36 @@ class Chain:
             else:
                 self.position, self._away_since = Position(seq, after), None
                 return True
-            if (refusal or unsure) and (stored := await self._decide(after, refusal)) is not None:
+            if (refusal or unsure) and (stored := await self._decide(body, after, refusal)) is not None:
                 return stored
             if refusal is None or refusal.last is None or time.monotonic() > fast_until:
                 if refusal is not None and backoff.expired:
                     raise UnavailableError(f"no decision about an append to {subject}", outcome_unknown=True)
                 await backoff.pause()
 
-    async def _decide(self, after: int, refusal: WrongSequenceError | None) -> bool | None:
+    async def _decide(self, body: bytes, after: int, refusal: WrongSequenceError | None) -> bool | None:
         """What took our place? ``None``: undecided."""
         message = await self._leader(lambda: self._link.events.next(self._scope, self.position.seq + 1))
         if message is None:
             if refusal is not None and refusal.last is not None and refusal.last < self.position.seq:
                 raise FencedError(None)
             return None
-        entry = wire.decode(message.body)
-        if entry is not None and entry.writer == self.writer and entry.index == self.position.index:
-            if entry.type in wire.TERMINAL:
+        if message.body == body:  # it names writer and index
+            entry = wire.decode(body)
+            if entry is not None and entry.type in wire.TERMINAL:
                 self.landed = await read_terminal(self._link, message, entry)
             self.position = Position(message.seq, after)
             return True
+        # Also another message of ours, whose caller was cancelled or gave up: it is in the log, and this one is not.
         newest = await self._leader(lambda: self._link.events.last(self._scope))
         terminal = await find_terminal(self._link, self.end, newest) if newest is not None else None
-        position = position_after(newest, self.position.index) if newest is not None and terminal is None else None
-        if position is None:
+        if terminal is not None and terminal.writer == self.writer:
+            self.landed = terminal
+        if newest is None or terminal is not None:
             raise FencedError(terminal)
+        position = await position_behind(self._link, self._scope, newest, self.position)
+        if position is None:
+            raise FencedError(None)
         self.position = position
         return False
 

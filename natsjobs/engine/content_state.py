@@ -18,7 +18,7 @@ from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, position_after
 from natsjobs.errors import InvalidArgumentError
-from natsjobs.models import ContentPart, RunStep
+from natsjobs.models import ContentPart, EventType, RunStep
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class ContentState:
         values: list[Any] = []
         cursor = wire.Cursor(generation, 0, 0)
         async for batch in self._batches(stream_id, generation):
-            for raw in batch.raws:
+            for raw in batch.raws if batch.type is EventType.EVENT else ():  # others only count (C5)
                 value = msgspec.json.decode(raw)
                 steps.add(value)
                 if custom is not None:

@@ -99,7 +99,7 @@ class Creation:
     ) -> Job | None:
         """Open the log, own the run, change the record; ``None``: another create changed the record first."""
         context, stream_id = self._context, str(fixed["streamId"])
-        before = previous.job.created_at if previous else int((slot.left or {}).get("createdAt", 0))
+        before = previous.job.created_at if previous else _left_at(slot)
         # Also larger than any this replica gave out, so that "newest first" is the order of calls within a millisecond.
         created_at = self._created_at = max(int(time.time() * 1000), before + 1, self._created_at + 1)
         generation = wire.generation_id(created_at)
@@ -214,6 +214,12 @@ class Creation:
         await self._content.drop_steps(stream_id, generation)
         await remove_log(context, stream_id, generation, keep_end=True)
         return True
+
+
+def _left_at(slot: Slot) -> int:
+    """When the removed job was created, as its removal noted."""
+    left = (slot.left or {}).get("createdAt")
+    return left if isinstance(left, int) else 0
 
 
 async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> bool:

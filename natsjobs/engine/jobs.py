@@ -7,6 +7,7 @@ record never decides how a generation ended: the log does, and whoever notices a
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,6 +17,7 @@ import msgspec
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
+from natsjobs.engine.subjects import escape
 from natsjobs.errors import EventTooLargeError, InvalidArgumentError
 from natsjobs.models import Job, JobChanges, JobFields, JobStatus, UserMessage
 
@@ -23,6 +25,8 @@ MARKER_TTL = 3600.0
 """How long a removed record is remembered: the next generation's ``createdAt`` must be larger (C6)."""
 
 _ERROR_CHARS = 16_384
+_ENDING_TIME = 60.0  # however short the limit is, there must be time to write many terminal records
+_GENERATION = re.compile(r"[A-Za-z0-9_-]{1,64}")  # one subject token, whatever a later version makes of it
 
 _FIELD_TYPES: Final[dict[str, Any]] = {
     "user_message": UserMessage | None,
@@ -74,6 +78,8 @@ def record_of(slot: Slot) -> JobRecord | None:
     try:
         job = msgspec.convert(slot.value, Job)
     except msgspec.ValidationError:
+        return None
+    if not slot.key.endswith(f".job.{escape(job.stream_id)}") or not _GENERATION.fullmatch(job.generation):
         return None
     return JobRecord(job, slot.value, slot.revision, slot.time)
 
@@ -170,7 +176,7 @@ def merge(data: dict[str, Any], changes: Mapping[str, Any], *, limit: int) -> di
 def running_ttl(context: Context) -> float | None:
     """A running record's TTL is only a backstop: its end is a terminal record, never an expiry (A8)."""
     limit = context.config.retention.running
-    return 2 * limit if limit > 0 else None
+    return limit + max(limit, _ENDING_TIME) if limit > 0 else None
 
 
 def record_ttl(context: Context, status: JobStatus) -> float | None:

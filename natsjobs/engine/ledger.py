@@ -16,7 +16,7 @@ from typing import Any
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
-from natsjobs.errors import InvalidArgumentError, InvalidEventError
+from natsjobs.errors import InvalidArgumentError, InvalidEventError, NotOpenError
 from natsjobs.models import UsageMetadata, to_dict
 from natsjobs.usage import usage_from
 
@@ -34,6 +34,7 @@ class Ledger:
     def __init__(self, context: Context) -> None:
         """Empty."""
         self._context = context
+        self._kept: dict[tuple[str, str], list[UsageMetadata]] = {}  # claimed here and not handed out yet
         self._lists: dict[str, list[Any]] = {}
         self._recorded: dict[str, list[Any]] = {}  # entries of a list that were recorded; held, so ids stay unique
 
@@ -56,26 +57,50 @@ class Ledger:
         return [_entry(slot) for slot in await self._slots(stream_id, generation)]
 
     async def claim(self, stream_id: str, generation: str) -> list[UsageMetadata]:
-        """Take every unclaimed entry that no other claimer takes first."""
+        """Take every unclaimed entry that no other claimer takes first.
+
+        What was taken when another entry failed, or the caller was cancelled, is kept for the next claim here: nobody
+        else could ever bill it.
+        """
+        key, mine = (stream_id, generation), list[UsageMetadata]()
+        slots = await self._slots(stream_id, generation)
+        work = self._context.tasks.spawn(self._take(slots, mine), "natsjobs claim")
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            work.add_done_callback(lambda _: self._keep(key, mine))
+            raise
+        failure = NotOpenError("the job store was closed meanwhile") if work.cancelled() else work.result()
+        if failure is not None:
+            self._keep(key, mine)
+            raise failure
+        return [*self._kept.pop(key, []), *mine]
+
+    def _keep(self, key: tuple[str, str], taken: list[UsageMetadata]) -> None:
+        if taken:
+            self._kept.setdefault(key, []).extend(taken)
+
+    async def _take(self, slots: list[Slot], taken: list[UsageMetadata]) -> BaseException | None:
+        """Claim these entries, each by a compare-and-set; the first failure, after all have been tried."""
         token = wire.random_token(16)
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def take(slot: Slot) -> UsageMetadata | None:
+        async def take(slot: Slot) -> None:
             async with gate:
                 try:
                     await self._context.records.write(
                         slot.key, {"claimed": token}, expect=slot.revision, ttl=_CLAIM_TTL
                     )
                 except ConflictError:
-                    return None
-                return _entry(slot)
+                    return
+                taken.append(_entry(slot))
 
-        taken = await asyncio.gather(*(take(slot) for slot in await self._slots(stream_id, generation)))
-        return [entry for entry in taken if entry is not None]
+        results = await asyncio.gather(*(take(slot) for slot in slots), return_exceptions=True)
+        return next((result for result in results if result is not None), None)
 
     async def _slots(self, stream_id: str, generation: str) -> list[Slot]:
         slots = await self._context.records.list(self._context.subjects.records("usage", stream_id, generation))
-        return [slot for slot in slots if slot.value is not None and "claimed" not in slot.value]
+        return [slot for slot in slots if slot.value is not None and "claimed" not in slot.value and _readable(slot)]
 
     # -- local lists --------------------------------------------------------------------------------------------
 
@@ -118,3 +143,12 @@ class Ledger:
 
 def _entry(slot: Slot) -> UsageMetadata:
     return usage_from(slot.value or {})
+
+
+def _readable(slot: Slot) -> bool:
+    try:
+        _entry(slot)
+    except InvalidArgumentError as error:
+        _log.warning("skipped %s: it is no usage entry: %s", slot.key, error)
+        return False
+    return True

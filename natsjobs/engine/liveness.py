@@ -202,7 +202,7 @@ class Liveness:
                 self._context.subjects.owner(owner), request, timeout=max(self._pause, 0.2)
             )
             answer = msgspec.json.decode(reply, type=_Pong)
-        except (NoRespondersError, NoReplyError, msgspec.DecodeError, UnicodeDecodeError):
+        except (NoRespondersError, NoReplyError, *wire.UNREADABLE):
             return None
         return [(run[0], run[1]) for run in answer.missing] if answer.replica == owner else None
 

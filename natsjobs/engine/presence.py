@@ -52,6 +52,14 @@ class Presence:
     async def join(self, stream_id: str) -> None:
         """One more subscriber; when this returns every replica that asks can find it."""
         self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
+        try:
+            await self._hold(stream_id)
+        except BaseException:
+            await self._uncount(stream_id)
+            raise
+        await self._announce(stream_id, "join")
+
+    async def _hold(self, stream_id: str) -> None:
         async with self._locks.setdefault(stream_id, asyncio.Lock()):
             if stream_id not in self._interests and stream_id in self._counts:
                 subject = self._context.subjects.presence(stream_id)
@@ -60,10 +68,13 @@ class Presence:
                     self._answer(stream_id, message)
 
                 self._interests[stream_id] = await self._context.link.bus.subscribe(subject, answer)
-        await self._announce(stream_id, "join")
 
     async def leave(self, stream_id: str) -> None:
         """One less."""
+        await self._uncount(stream_id)
+        await self._announce(stream_id, "leave")
+
+    async def _uncount(self, stream_id: str) -> None:
         left = self._counts.get(stream_id, 0) - 1
         if left > 0:
             self._counts[stream_id] = left
@@ -74,8 +85,8 @@ class Presence:
                     interest = self._interests.pop(stream_id, None)
                     if interest is not None:
                         await interest.unsubscribe()
-                    self._locks.pop(stream_id, None)
-        await self._announce(stream_id, "leave")
+                    if stream_id not in self._counts:  # who joins meanwhile waits for this very lock
+                        self._locks.pop(stream_id, None)
 
     async def _announce(self, stream_id: str, what: str) -> None:
         body = wire.ascii_json({"event": what, "replica": self._name, "count": self.count(stream_id)})
@@ -123,7 +134,11 @@ class Presence:
             watch = self._watches[stream_id] = _Watch(self._context, self, stream_id)
         registration = LeftRegistration(self, stream_id, callback)
         watch.registrations.append(registration)
-        await watch.open()
+        try:
+            await watch.open()
+        except BaseException:
+            await self.remove(registration)
+            raise
         return registration
 
     async def remove(self, registration: LeftRegistration) -> None:
@@ -181,9 +196,14 @@ class _Watch:
             if self._interest is not None:
                 return
             subject = self._context.subjects.joined(self._stream_id)
-            self._interest = await self._context.link.bus.subscribe(subject, self._on_change)
+            interest = await self._context.link.bus.subscribe(subject, self._on_change)
+            try:
+                self._occupied = bool(await self._presence.ask(self._stream_id)) or self._occupied
+            except BaseException:
+                await interest.unsubscribe()
+                raise
+            self._interest = interest
             self._forget = self._context.link.on_reconnect(self._news.set)
-            self._occupied = bool(await self._presence.ask(self._stream_id)) or self._occupied
             self._tasks.spawn(self._follow(), name=f"natsjobs presence {self._stream_id}")
 
     async def close(self) -> None:
@@ -197,7 +217,7 @@ class _Watch:
     def _on_change(self, message: Incoming) -> None:
         try:
             joined = msgspec.json.decode(message.body, type=_Change).event == "join"
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except wire.UNREADABLE:
             return
         if joined:
             self._joins += 1
@@ -255,7 +275,7 @@ def _counts(answers: list[bytes]) -> dict[str, int]:
     for answer in answers:
         try:
             found = msgspec.json.decode(answer, type=_Count)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except wire.UNREADABLE:
             continue
         counts[found.replica] = max(found.count, 0)
     return counts

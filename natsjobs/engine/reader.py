@@ -30,6 +30,7 @@ from natsjobs.errors import (
 from natsjobs.models import EventType, Job, StreamEvent
 
 _PROOFS = 4
+_STALE_READ = (0.05, 0.2, 0.5)
 
 
 class LogReader:
@@ -92,6 +93,11 @@ class LogReader:
             self._cursor = str(cursor)
             self._ended = not self._follow
             return
+        for pause in _STALE_READ:
+            if self._position <= tail.next:
+                break
+            await asyncio.sleep(pause)  # an old leader's answer can be behind what this cursor has seen (B3)
+            tail.look_now()
         if self._position > tail.next:
             raise HistoryLostError(self._stream_id, "the log ends before this cursor")
         while self._position < tail.start and not self._ahead:
@@ -102,13 +108,19 @@ class LogReader:
         assert self._tail is not None
         return self._tail
 
-    async def start_live(self) -> None:
-        """Attach at the newest position of the newest generation, or wait for the first one."""
+    async def start_live(self, *, after: str | None = None) -> None:
+        """Attach at the newest position of the newest generation, or wait for the first one.
+
+        ``after``: a generation of which there is nothing more to read; those that follow it are read from their start.
+        """
         self._turns = Turns(self._context, self._stream_id)
         await self._turns.open()
         record = await read_record(self._context, self._stream_id)
         self._record = record
         if record is None:
+            return
+        if after is not None and record.generation != after:
+            self._given = after
             return
         try:
             tail = await self._tails.enter(self._stream_id, record.generation)
@@ -128,6 +140,11 @@ class LogReader:
         if self._record is None:
             raise NotOpenError("no job yet: this reader waits for the first generation")
         return self._record.job
+
+    @property
+    def generation(self) -> str | None:
+        """The generation being read; ``None``: none yet."""
+        return self._generation or None
 
     @property
     def cursor(self) -> str | None:
@@ -289,7 +306,8 @@ class LogReader:
             lambda: self._context.link.events.subjects(subjects.all_generations(self._stream_id)),
             limit=self._context.patience,
         )
-        names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) is not None}
+        # Without an end it was never a turn: its create died, or lost a race, before the record named it (A6).
+        names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
         between = sorted(name for name in names if given < name < newest)
         return between[0] if between else newest
 
@@ -298,12 +316,14 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
-        if self._turns is not None:
-            await self._turns.close()
-        tail, self._tail = self._tail, None
-        if tail is not None:
-            tail.wake()
-            await self._tails.leave(tail)
+        try:
+            if self._turns is not None:
+                await self._turns.close()
+        finally:
+            tail, self._tail = self._tail, None
+            if tail is not None:
+                tail.wake()
+                await self._tails.leave(tail)
 
 
 def end_event(generation: str, terminal: wire.Terminal) -> StreamEvent:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 import time
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -24,7 +25,7 @@ from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
-from natsjobs.engine.terminals import Position, find_terminal, position_after
+from natsjobs.engine.terminals import Position, find_terminal, position_behind
 from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, UnavailableError
 from natsjobs.models import EndReason, Job
 
@@ -47,14 +48,15 @@ class Runs:
 
     def __init__(self, context: Context, ledger: Ledger) -> None:
         """Empty."""
-        self._context, self._ledger = context, ledger
+        self._context, self.ledger = context, ledger
         self.ends = Ends(context)
         self.owned: dict[tuple[str, str], Run] = {}
         self.retired: list[tuple[float, str, str]] = []  # logs this replica ended: (monotonic due time, id, generation)
+        self.over: dict[str, float] = {}  # stream id of a run that ended here -> when its live objects go, monotonic
         self.unstored: dict[tuple[str, str], End] = {}
         self._appenders: dict[tuple[str, str], Appender] = {}
         self._newest: dict[str, str] = {}
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._watched: dict[tuple[str, str], EndRegistration] = {}
         context.on_terminal = self.seen_end
 
@@ -149,7 +151,7 @@ class Runs:
                 raise JobClosedError(stream_id, generation)
             if (terminal := await find_terminal(context.link, end, newest)) is not None:
                 return terminal
-            position = position_after(newest, 0)
+            position = await position_behind(context.link, scope, newest, Position(0, 0))
             if position is None:
                 raise JobClosedError(stream_id, generation)
             appender = self._appenders[key] = self._appender(stream_id, generation, position)
@@ -169,7 +171,7 @@ class Runs:
             if generation is None and appender.closed is not None and key[1] != self._newest.get(stream_id):
                 continue  # an earlier turn that is over
             self.active(*key)
-            await self._ledger.record_listed(*key)
+            await self.ledger.record_listed(*key)
             await appender.flush()
 
     # -- ending -------------------------------------------------------------------------------------------------
@@ -184,12 +186,12 @@ class Runs:
         key = (stream_id, generation)
         if key in self.owned:
             with contextlib.suppress(UnavailableError):
-                await self._ledger.record_listed(stream_id, generation)
+                await self.ledger.record_listed(stream_id, generation)
         try:
             appender = await self._open(stream_id, generation)
             terminal = appender if isinstance(appender, wire.Terminal) else await appender.finish(end)
-        except UnavailableError:
-            self.unstored[key] = end
+        except (UnavailableError, asyncio.CancelledError):
+            self.unstored[key] = end  # begun, so it may be in the log already: it is seen through
             raise
         self.unstored.pop(key, None)
         self.seen_end(stream_id, generation, terminal)
@@ -207,6 +209,9 @@ class Runs:
             appender.fence(terminal)
             return  # which calls back here
         concerned = key in self.owned or key in self.ends
+        if key in self.owned:
+            self.over.pop(stream_id, None)  # so that the order is that of the times
+            self.over[stream_id] = time.monotonic() + self._context.config.retention.finished
         self.disown(stream_id, generation)
         self.ends.fire(stream_id, generation, terminal)
         if terminal is not None and concerned:
@@ -240,7 +245,6 @@ class Runs:
         for key, appender in list(self._appenders.items()):
             if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
                 del self._appenders[key]
-                self._locks.pop(key, None)
                 if self._newest.get(key[0]) == key[1]:
                     del self._newest[key[0]]
                 if (watch := self._watched.pop(key, None)) is not None:
@@ -264,6 +268,7 @@ class Runs:
         self._appenders.clear()
         self._locks.clear()
         self.retired.clear()
+        self.over.clear()
 
 
 def lost_end(text: str, reason: EndReason) -> End:

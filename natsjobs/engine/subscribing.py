@@ -79,10 +79,11 @@ class HandlerSubscription:
 
     async def _restart(self, reader: LogReader) -> None:
         await reader.close()
+        lost = reader.generation
         while not self._left:
             self._reader = self._new_reader()
             try:
-                await self._reader.start_live()
+                await self._reader.start_live(after=lost)
             except (ResumeError, UnavailableError) as error:
                 _log.info("a subscription waits: %s", error)
                 await self._reader.close()
@@ -95,7 +96,11 @@ class HandlerSubscription:
         if self._left:
             return
         self._left = True
-        await self._tasks.close()
-        if self._reader is not None:
-            await self._reader.close()
-        await self._forget(self)
+        try:
+            await self._tasks.close()
+        finally:
+            try:
+                if self._reader is not None:
+                    await self._reader.close()
+            finally:
+                await self._forget(self)

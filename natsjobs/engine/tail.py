@@ -122,10 +122,9 @@ class Tail:
         self._opening = asyncio.get_running_loop().create_future()
         try:
             bus = self._context.link.bus
-            self._interests = [
-                await bus.subscribe(self._live_scope(), self._on_live),
-                await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake),
-            ]
+            # One by one: what a cancellation leaves behind has to be known.
+            self._interests.append(await bus.subscribe(self._live_scope(), self._on_live))
+            self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake))
             await self._find_tail()
             self._forget_reconnect = self._context.link.on_reconnect(self._on_reconnect)
             self._release()
@@ -201,9 +200,9 @@ class Tail:
         if self.terminal is not None or self._closed:
             return
         if message.subject.endswith(".end") or message.seq == 0:
-            self._look_now()
+            self.look_now()
             return
-        before = self._replay.next
+        before, seq = self._replay.next, self._replay.seq
         verdict = self._replay.feed(message.seq, wire.decode(message.body), end=False)
         if isinstance(verdict, Batch):
             self._keep(verdict)
@@ -212,14 +211,15 @@ class Tail:
                 self._schedule(self._context.config.timing.look)
                 self.wake()
         elif verdict is not Verdict.NOTHING:
-            self._look_now()
+            self._replay.seq = seq  # the look begins behind what was taken in, not behind what could not be
+            self.look_now()
 
     def _on_wake(self, _: Incoming) -> None:
-        self._look_now()
+        self.look_now()
 
     def _on_reconnect(self) -> None:
         self._doubtful = True  # perhaps to a server that has lost, or restored, its store
-        self._look_now()
+        self.look_now()
 
     def _keep(self, batch: Batch) -> None:
         self._window.append(batch)
@@ -243,9 +243,9 @@ class Tail:
 
     def _on_quiet(self) -> None:
         self._quiet += 1
-        self._look_now()
+        self.look_now()
 
-    def _look_now(self) -> None:
+    def look_now(self) -> None:
         """Start a look, or one more after the one that is under way."""
         if self._closed or self.terminal is not None or self.lost is not None:
             return
@@ -313,6 +313,8 @@ class Tail:
         elif verdict in {Verdict.CLEARED, Verdict.GAP}:
             assert entry is not None
             self._skip_to(entry, message.seq)
+            if end and entry.type in wire.TERMINAL:
+                self._end(await read_terminal(self._context.link, message, entry))
 
     def _skip_to(self, entry: wire.Entry, seq: int) -> None:
         """Events between are not in the log any more: readers that need them find out by reading it themselves."""

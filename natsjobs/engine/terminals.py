@@ -28,10 +28,30 @@ def position_after(message: Message, index: int) -> Position | None:
     return None if entry.type == "gone" else Position(message.seq, entry.next_index)
 
 
+async def position_behind(link: Link, scope: str, newest: Message, start: Position) -> Position | None:
+    """As ``position_after``; what is not ours says no index, so then everything since ``start`` is counted."""
+    if wire.decode(newest.body) is not None:
+        return position_after(newest, start.index)
+    seq, index = start.seq, start.index
+    while seq < newest.seq:
+        page = await patiently(partial(link.events.page, scope, seq + 1), limit=_PATIENCE)
+        if not page:  # a replica that lags
+            first = await patiently(partial(link.events.next, scope, seq + 1), limit=_PATIENCE)
+            if first is None:
+                break
+            page = [first]
+        for message in page:
+            found = position_after(message, index)
+            if found is None:
+                return None
+            seq, index = found.seq, found.index
+    return Position(max(seq, newest.seq), index)
+
+
 async def find_terminal(link: Link, end_subject: str, newest: Message) -> wire.Terminal | None:
     """The terminal record of a log whose newest message is ``newest``, also behind a tombstone."""
     entry = wire.decode(newest.body)
-    if entry is not None and entry.type in {"gone", "cleared"}:
+    if entry is None or entry.type in {"gone", "cleared"}:  # what is not ours ends nothing, and hides no end
         behind = await patiently(lambda: link.events.last(end_subject), limit=_PATIENCE)
         if behind is None:
             return None

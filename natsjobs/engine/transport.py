@@ -86,9 +86,9 @@ class EngineTransport:
         subscription = HandlerSubscription(
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
+        await self._presence.join(stream_id)
         self._subscriptions.setdefault(stream_id, set()).add(subscription)
         try:
-            await self._presence.join(stream_id)
             await subscription.start()
         except BaseException:
             await subscription.unsubscribe()
@@ -234,7 +234,7 @@ class EngineTransport:
         self._readers.add(reading)
         try:
             await reader.start_at(after, generation, wait)
-            await self._presence.join(reading.stream_id)
+            await self._presence.join(reading.stream_id)  # takes itself back when it is cut off
         except BaseException:
             self._readers.discard(reading)
             await reader.close()
@@ -244,8 +244,10 @@ class EngineTransport:
     async def detach(self, reading: _Reading, reader: LogReader) -> None:
         """Leave it."""
         self._readers.discard(reading)
-        await reader.close()
-        await self._presence.leave(reading.stream_id)
+        try:
+            await reader.close()
+        finally:
+            await self._presence.leave(reading.stream_id)
 
 
 def _named(*handlers: Handler | None) -> list[tuple[str, Handler]]:

@@ -15,6 +15,7 @@ import time
 from functools import partial
 
 from natsjobs.engine import wire
+from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.creation import remove_log
 from natsjobs.engine.jobs import JobRecord, active_key, mark_ended, put_active, record_of
@@ -35,9 +36,9 @@ _PAUSE_FACTOR = 10  # after a removal wait ten times as long as it took (A9)
 class Upkeep:
     """Background work of one replica."""
 
-    def __init__(self, context: Context, runs: Runs, liveness: Liveness) -> None:
+    def __init__(self, context: Context, runs: Runs, liveness: Liveness, content: ContentState) -> None:
         """Nothing happens before ``start``."""
-        self._context, self._runs, self._liveness = context, runs, liveness
+        self._context, self._runs, self._liveness, self._content = context, runs, liveness, content
 
     def start(self) -> None:
         """Begin; the context's tasks end it."""
@@ -57,6 +58,7 @@ class Upkeep:
     async def _tick(self) -> None:
         await self._runs.retry_unstored()
         await self._runs.forget_idle()
+        self._forget_live()
         limit, now = self._context.config.retention.running, time.monotonic()
         for run in list(self._runs.owned.values()):
             if limit <= 0:
@@ -66,6 +68,15 @@ class Upkeep:
             elif run.active_at > run.touched_at and now - run.touched_at > limit / 4:
                 await self._runs.touch(run)
         await self._retire()
+
+    def _forget_live(self) -> None:
+        """Lists and graphs that callers gave us go when the record goes; else a process would hold them all."""
+        now = time.monotonic()
+        while self._runs.over and (first := next(iter(self._runs.over.items())))[1] <= now:
+            del self._runs.over[first[0]]
+            if self._runs.local(first[0], None) is None:  # else a later turn has its own
+                self._content.forget(first[0])
+                self._runs.ledger.forget(first[0])
 
     async def _expire(self, run: Run) -> None:
         """Inactive as far as this replica knows; others may have written, so the log is asked first."""

@@ -37,7 +37,13 @@ TERMINAL: Final = frozenset({"done", "error", "aborted"})
 STATUS_OF: Final = {"done": JobStatus.COMPLETE, "error": JobStatus.ERROR, "aborted": JobStatus.ABORTED}
 KIND_OF: Final = {status.value: kind for kind, status in STATUS_OF.items()}
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding bytes may raise that somebody else sent; the last for JSON that is nested too deeply."""
+
 _BASE32 = "0123456789abcdefghijklmnopqrstuv"
+_MOST_EVENTS = 9_999_999_999  # what a cursor has digits for
+_DEEPEST = 256  # nesting of an event: below Python's recursion limit for every reader, however deep its own stack is
+_NO_BRACKETS = bytes(set(range(256)) - set(b'"[]{}'))
 _CURSOR = re.compile(r"([0-9a-v]{19})-([0-9]{10})-([0-9]{1,18})\Z")
 _encoder = msgspec.json.Encoder()
 
@@ -77,11 +83,14 @@ def decode(body: bytes) -> Entry | None:
     """The entry, or ``None`` for bytes that somebody else put into our subject (logged)."""
     try:
         entry = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         _log.warning("skipped a message in an event log that is not ours: %.80r", body)
         return None
-    if entry.index < 0 or (entry.part is not None and not 0 <= entry.part[0] < entry.part[1]):
+    if not 0 <= entry.index <= _MOST_EVENTS or (entry.part is not None and not 0 <= entry.part[0] < entry.part[1]):
         _log.warning("skipped a message in an event log with impossible numbers: %.80r", body)
+        return None
+    if entry.type in {"part", "final"} and (entry.part is None or bytes(memoryview(entry.data)[:1]) != b'"'):
+        _log.warning("skipped a piece in an event log that is no text: %.80r", body)
         return None
     return entry
 
@@ -97,7 +106,7 @@ def encode_event(event: Any, *, limit: int, enc_hook: Any = None) -> bytes:
         raw = bytes(event)
         try:
             msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise InvalidEventError(f"the msgspec.Raw event is not one JSON value: {error}") from None
     elif isinstance(event, bytes | bytearray | memoryview):
         raise InvalidEventError("an event of bytes has no JSON form; decode it, or wrap encoded JSON in msgspec.Raw")
@@ -105,7 +114,21 @@ def encode_event(event: Any, *, limit: int, enc_hook: Any = None) -> bytes:
         raw = _encode_checked(event, enc_hook)
     if len(raw) > limit:
         raise EventTooLargeError(len(raw), limit)
+    if len(raw) > 2 * _DEEPEST and raw.count(b"[") + raw.count(b"{") > _DEEPEST:
+        _check_depth(raw)
     return raw
+
+
+def _check_depth(raw: bytes) -> None:
+    """Take the innermost pairs of brackets away again and again: cheap for what is wide, bounded for what is deep."""
+    plain = raw.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_BRACKETS)
+    left = re.sub(rb'"[^"]*"', b"", plain)
+    for _ in range(_DEEPEST):
+        if not left:
+            return
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+    if left:
+        raise InvalidEventError(f"the event is nested more than {_DEEPEST} deep: not every reader could open it")
 
 
 def _encode_checked(event: Any, enc_hook: Any) -> bytes:
@@ -146,7 +169,7 @@ def decode_object(body: bytes) -> dict[str, Any] | None:
     """A JSON object that somebody sent or stored; ``None`` for anything else."""
     try:
         return _object_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from test_content import step, text
+from making import rest, step, text
 from waiting import Calls, eventually, read_all, soon, take, values
 
 from natsjobs import EndReason, InvalidEventError, JobClosedError, to_dict
@@ -71,7 +71,7 @@ async def test_abort_stops_the_run_wherever_it_is(replica, replica_b, where):
         replica_b.manager.subscribe("s1") as far,
     ):
         result = await soon(caller.manager.abort("s1", final_event={"final": True, "aborted": True}))
-        ends = [(await soon(_rest(events)))[-1] for events in (near, far)]
+        ends = [(await soon(rest(events)))[-1] for events in (near, far)]
     await producer.over()
     assert producer.interrupted
     assert producer.left_quietly
@@ -91,10 +91,6 @@ async def test_abort_stops_the_run_wherever_it_is(replica, replica_b, where):
     wire = to_dict(result)
     assert {"success", "jobData", "content", "finalEvent", "text", "collectedUsage", "acknowledged"} <= set(wire)
     assert json.loads(json.dumps(wire)) == wire
-
-
-async def _rest(events):
-    return [event async for event in events]
 
 
 async def test_without_a_final_event_viewers_get_none(jobs, jobs_b):
@@ -126,7 +122,7 @@ async def test_what_was_emitted_before_the_abort_is_delivered_before_its_end(job
     async with jobs_b.subscribe("s1", wait=10) as viewer:
         await producer.ready()
         result = await soon(jobs_b.abort("s1"))
-        seen = await soon(_rest(viewer))
+        seen = await soon(rest(viewer))
     await producer.over()
     assert seen == await read_all(jobs_b.subscribe, "s1")
     assert values(seen) == events
@@ -328,7 +324,7 @@ async def test_librechats_abort_is_one_update(store, store_b, jobs_b):
     async with jobs_b.subscribe("s1") as events:
         await take(events, 1)
         assert await store_b.update_job("s1", status="aborted", final_event='{"aborted": true}') is True
-        (end,) = await soon(_rest(events))
+        (end,) = await soon(rest(events))
     assert (end.type, end.data) == ("aborted", {"aborted": True})
     assert (await store.get_job("s1")).status == "aborted"
     assert (await jobs_b.abort("s1")).reason == "ended"

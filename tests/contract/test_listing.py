@@ -168,7 +168,7 @@ async def test_lists_are_complete_while_records_are_rewritten(store, store_b):
 @pytest.mark.scenario(17, 21, 22)
 async def test_a_job_without_activity_expires_and_one_with_activity_does_not(backend):
     """Readers of the silent one get the error EXPIRED; appending keeps the other alive beyond the limit."""
-    config = backend.config(retention={"running": 2.0})
+    config = backend.config(retention={"running": 3.0})
     a, b = await backend.replica(config), await backend.replica(config)
     await a.store.create_job("silent", "alice")
     await a.store.create_job("busy", "alice")
@@ -207,17 +207,25 @@ async def _has_ended(store, stream_id):
 @pytest.mark.scenario(25)
 async def test_seventy_five_stale_jobs_go_and_the_active_one_stays(backend):
     """One sweep's work, whoever does it."""
-    config = backend.config(retention={"running": 2.0})
+    config = backend.config(retention={"running": 5.0})
     a, b = await backend.replica(config), await backend.replica(config)
     await a.store.create_job("active", "alice")
     await asyncio.gather(*(a.store.create_job(f"stale{n}", "alice") for n in range(75)))
+    over = asyncio.Event()
+
+    async def stay_active() -> None:
+        while not over.is_set():
+            await a.store.append_chunk("active", "tick")
+            await asyncio.sleep(0.05)
 
     async def only_one_left() -> bool:
-        await a.store.append_chunk("active", "tick")
         await b.store.cleanup()
         return await b.store.get_active_job_ids_by_user("alice") == ["active"]
 
-    await eventually(only_one_left, within=60)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stay_active())
+        await eventually(only_one_left, within=60)
+        over.set()
     assert await b.store.get_job_count_by_status("error") == 75
     assert await b.store.get_job_count_by_status("running") == 1
 
@@ -225,7 +233,7 @@ async def test_seventy_five_stale_jobs_go_and_the_active_one_stays(backend):
 @pytest.mark.scenario(23, 92)
 async def test_a_replacement_survives_the_sweep_that_saw_its_predecessor_stale(backend):
     """Jobs are re-created exactly while another replica sweeps."""
-    config = backend.config(retention={"running": 1.5})
+    config = backend.config(retention={"running": 3.0})
     a, b = await backend.replica(config), await backend.replica(config)
     names = [f"s{n}" for n in range(20)]
     await asyncio.gather(*(a.store.create_job(name, "alice") for name in names))

@@ -7,7 +7,8 @@ import json
 import time
 
 import pytest
-from waiting import emit_stored, eventually, read_all, soon, take, values
+from making import rest
+from waiting import emit_stored, read_all, soon, take, values
 
 from natsjobs import EndReason, JobClosedError, JobRunningError, JobStatus, UserMessage, to_dict
 
@@ -99,7 +100,7 @@ async def test_initialize_twice_is_fine(store):
     assert (await store.get_job("s1")).status == "running"
 
 
-# -- values -----------------------------------------------------------------------------------------------------
+# -- values ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_job_that_was_read_is_a_value(store):
@@ -115,7 +116,7 @@ async def test_a_job_that_was_read_is_a_value(store):
     assert (await store.get_job("s1")).metadata == {"list": [1]}
 
 
-# -- generations ------------------------------------------------------------------------------------------------
+# -- generations -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.scenario(7)
@@ -179,14 +180,10 @@ async def test_replacing_a_running_job_ends_it_for_its_readers(store, store_b, j
     async with jobs_b.subscribe("s1") as events:
         assert values(await take(events, 1)) == ["old"]
         second = await store_b.create_job("s1", "alice")
-        (end,) = await soon(_rest(events))
+        (end,) = await soon(rest(events))
     assert (end.type, end.end_reason, end.generation, end.index) == ("aborted", EndReason.REPLACED, first.generation, 1)
     assert second.generation != first.generation
     assert await store.get_job("s1") == second
-
-
-async def _rest(events):
-    return [event async for event in events]
 
 
 @pytest.mark.scenario(10, 24)
@@ -263,7 +260,7 @@ async def test_creates_at_the_same_time_leave_one_winner(replica, replica_b, if_
     assert await replica_b.store.list_jobs(status="running") == [await replica.store.get_job("s1")]
 
 
-# -- update -----------------------------------------------------------------------------------------------------
+# -- update ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.scenario(6, 72)
@@ -351,223 +348,3 @@ async def test_the_expected_generation_may_be_given(store):
     assert await store.update_job("s1", expected_generation=job.generation, sender="x") is True
     assert await store.update_job("s1", expected_generation="other", sender="y") is False
     assert (await store.get_job("s1")).sender == "x"
-
-
-# -- the end ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.scenario(2, 80, 81)
-@pytest.mark.parametrize(
-    ("status", "given", "kind", "data", "reason"),
-    [
-        ("complete", {"final_event": '{"final": true}'}, "done", {"final": True}, None),
-        ("complete", {}, "done", None, None),
-        (JobStatus.COMPLETE, {"final_event": "[1.5, null]"}, "done", [1.5, None], None),
-        ("error", {"error": "it broke"}, "error", "it broke", None),
-        ("aborted", {"final_event": '{"aborted": true}'}, "aborted", {"aborted": True}, EndReason.ABORT),
-        ("aborted", {}, "aborted", None, EndReason.ABORT),
-    ],
-)
-async def test_a_terminal_status_ends_record_and_log_alike(replica, replica_b, status, given, kind, data, reason):
-    """Readers that follow and readers that come later get the same terminal record, once."""
-    await replica.store.create_job("s1", "alice")
-    await replica.store.append_chunk("s1", "x")
-    async with replica_b.manager.subscribe("s1") as events:
-        assert await replica.store.update_job("s1", status=status, **given) is True
-        followed = await soon(_rest(events))
-    assert followed == await read_all(replica.manager.subscribe, "s1")
-    end = followed[-1]
-    assert (end.type, end.data, end.end_reason, end.index) == (kind, data, reason, 1)
-    job = await replica_b.store.get_job("s1")
-    assert job.status == str(status)
-    assert job.status.is_terminal
-    assert job.completed_at >= job.created_at
-    assert job.end_reason == reason
-    assert job.error == given.get("error")
-    assert (json.loads(job.final_event) if job.final_event else None) == (data if kind != "error" else None)
-    assert job.owner is None
-
-
-async def test_a_terminal_status_uses_what_the_record_already_holds(store, jobs_b):
-    """A final event or an error that an earlier update stored is what readers get."""
-    await store.create_job("done", "alice")
-    await store.update_job("done", final_event='{"text": "kept"}')
-    await store.update_job("done", status="complete")
-    assert (await read_all(jobs_b.subscribe, "done"))[-1].data == {"text": "kept"}
-    await store.create_job("failed", "alice")
-    await store.update_job("failed", error="kept too")
-    await store.update_job("failed", status="error")
-    assert (await read_all(jobs_b.subscribe, "failed"))[-1].data == "kept too"
-
-
-async def test_completed_at_may_be_given(store, store_b):
-    """As LibreChat does."""
-    job = await store.create_job("s1", "alice")
-    await store.update_job("s1", status="complete", completed_at=job.created_at + 5)
-    assert (await store_b.get_job("s1")).completed_at == job.created_at + 5
-
-
-@pytest.mark.scenario(79)
-async def test_an_error_wins_over_a_final_event(store, jobs_b):
-    """Both stored: the terminal record is the error."""
-    await store.create_job("s1", "alice")
-    await store.update_job("s1", final_event='{"ok": 1}')
-    await store.update_job("s1", status="error", error="broke")
-    end = (await read_all(jobs_b.subscribe, "s1"))[-1]
-    assert (end.type, end.data) == ("error", "broke")
-
-
-async def test_the_first_terminal_status_wins(store, store_b, jobs_b):
-    """A second one answers False and changes nothing, also what else it names; other fields may still be set."""
-    await store.create_job("s1", "alice")
-    assert await store.update_job("s1", status="complete", final_event='"first"') is True
-    ended = await store.get_job("s1")
-    assert await store_b.update_job("s1", status="error", error="second", sender="x") is False
-    assert await store_b.update_job("s1", status="complete", final_event='"second"') is False
-    assert await store.get_job("s1") == ended
-    assert await store_b.update_job("s1", sender="later") is True
-    changed = await store.get_job("s1")
-    assert (changed.status, changed.sender, changed.completed_at) == ("complete", "later", ended.completed_at)
-    assert [event.data for event in await read_all(jobs_b.subscribe, "s1")] == ["first"]
-
-
-async def test_an_ended_job_never_runs_again(store):
-    """``status="running"`` for an ended generation changes nothing."""
-    await store.create_job("s1", "alice")
-    await store.update_job("s1", status="complete")
-    ended = await store.get_job("s1")
-    assert await store.update_job("s1", status="running") is False
-    assert await store.get_job("s1") == ended
-
-
-async def test_terminal_statuses_at_the_same_time_have_one_winner(store, store_b, jobs_b):
-    """Six writers on two replicas: one True, and its end is the one that readers get."""
-    for n in range(5):
-        await store.create_job(f"s{n}", "alice")
-        answers = await soon(
-            asyncio.gather(
-                *((store, store_b)[i % 2].update_job(f"s{n}", status="error", error=str(i)) for i in range(6))
-            )
-        )
-        assert sorted(answers) == [False] * 5 + [True]
-        (end,) = await read_all(jobs_b.subscribe, f"s{n}")
-        assert end.data == str(answers.index(True)) == (await store.get_job(f"s{n}")).error
-
-
-@pytest.mark.scenario(12)
-@pytest.mark.parametrize("status", ["complete", "error", "aborted"])
-async def test_after_the_end_nothing_can_be_appended(replica, replica_b, status):
-    """Through either door, on every replica: JobClosedError that says how it ended."""
-    job = await replica.store.create_job("s1", "alice")
-    await replica.store.update_job("s1", status=status)
-    for one in (replica, replica_b):
-        for generation in (None, job.generation):
-            for write in (
-                one.store.append_chunk("s1", 1, generation=generation),
-                one.store.save_run_steps("s1", [], generation=generation),
-                one.transport.emit_done("s1", 1, generation=generation),
-                one.transport.emit_error("s1", "x", generation=generation),
-            ):
-                with pytest.raises(JobClosedError) as refused:
-                    await write
-                assert (refused.value.stream_id, refused.value.status) == ("s1", status)
-                assert refused.value.generation == job.generation
-    assert len(await read_all(replica.manager.subscribe, "s1")) == 1
-
-
-@pytest.mark.scenario(11)
-async def test_an_end_that_meets_a_new_generation_removes_nothing_of_it(store, store_b):
-    """A completes the old generation while B creates the next, thirty times."""
-    for _ in range(30):
-        old = await store.create_job("s1", "alice")
-        _, new = await soon(
-            asyncio.gather(
-                store.update_job("s1", expected_generation=old.generation, status="complete"),
-                store_b.create_job("s1", "alice"),
-            )
-        )
-        assert await store.get_job("s1") == new
-        assert await store.get_active_job_ids_by_user("alice") == ["s1"]
-        assert await store_b.append_chunk("s1", "x", generation=new.generation) == 0
-
-
-# -- delete -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.scenario(3)
-@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
-async def test_a_deleted_job_is_gone_with_all_it_had(backend, replica, replica_b, ended):
-    """Record, log, steps and index; deleting again is fine and says False."""
-    store = replica.store
-    await store.create_job("s1", "alice")
-    await store.append_chunk("s1", {"event": "x"})
-    await store.save_run_steps("s1", [{"id": "st"}])
-    if ended:
-        await store.update_job("s1", status="complete")
-    assert await replica_b.store.delete_job("s1") is True
-    for one in (store, replica_b.store):
-        assert await one.get_job("s1") is None
-        assert await one.has_job("s1") is False
-        assert await one.get_content_parts("s1") is None
-        assert await one.get_run_steps("s1") == []
-        assert await one.get_resume_state("s1") is None
-        assert await one.get_active_job_ids_by_user("alice") == []
-        assert await one.list_jobs() == []
-        assert await one.get_job_count() == 0
-        assert await one.delete_job("s1") is False
-    assert await backend.records("active") == []
-    assert await backend.records("job") == []
-
-
-async def test_deleting_a_running_job_ends_it_for_its_readers(store, store_b, jobs_b):
-    """They get the terminal record with DELETED, after everything that was emitted."""
-    await store.create_job("s1", "alice")
-    await store.append_chunk("s1", "a")
-    async with jobs_b.subscribe("s1") as events:
-        await take(events, 1)
-        assert await store_b.delete_job("s1") is True
-        (end,) = await soon(_rest(events))
-    assert (end.type, end.end_reason, end.index) == ("aborted", EndReason.DELETED, 1)
-
-
-async def test_delete_takes_an_expected_generation(store):
-    """Another one: False and nothing is removed."""
-    job = await store.create_job("s1", "alice")
-    assert await store.delete_job("s1", expected_generation="other") is False
-    assert await store.get_job("s1") == job
-    assert await store.delete_job("s1", expected_generation=job.generation) is True
-
-
-@pytest.mark.scenario(5)
-async def test_updates_and_a_delete_at_the_same_time_leave_nothing(backend, store, store_b):
-    """Whoever comes first, afterwards the job is absent."""
-    for n in range(15):
-        await store.create_job(f"s{n}", "alice")
-        await soon(
-            asyncio.gather(
-                store.update_job(f"s{n}", sender="x"),
-                store_b.delete_job(f"s{n}"),
-                store.update_job(f"s{n}", status="complete"),
-                store_b.update_job(f"s{n}", model="y"),
-            )
-        )
-        assert await store.get_job(f"s{n}") is None
-    assert await store.get_job_count() == 0
-    await eventually(lambda: _none(backend, "job"))
-    await eventually(lambda: _none(backend, "active"))
-
-
-async def _none(backend, kind):
-    return await backend.records(kind) == []
-
-
-async def test_a_deleted_id_starts_afresh(store, store_b, jobs_b):
-    """The next generation has indexes from 0 and none of the old events."""
-    await store.create_job("s1", "alice", sender="old")
-    await store.append_chunk("s1", "old")
-    await store.delete_job("s1")
-    job = await store_b.create_job("s1", "bob")
-    assert job.sender is None
-    assert await store.append_chunk("s1", "new") == 0
-    await store.update_job("s1", status="complete")
-    assert values(await read_all(jobs_b.subscribe, "s1")) == ["new"]
