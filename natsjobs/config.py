@@ -38,6 +38,8 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """Backstop: no event outlives this (the stream's ``max_age``). Longer than the longest run you want to replay."""
     orphan: float = 60.0
     """A log without a record is removed when its newest message is this old: a create writes its log first (A6)."""
+    tombstone: float = 3600.0
+    """What a removal leaves behind, so that late writers stay fenced and ``created_at`` goes on, goes after this."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,6 @@ from natsjobs.engine.appender import End
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import (
-    MARKER_TTL,
     JobRecord,
     drop_active,
     job_key,
@@ -42,8 +41,6 @@ from natsjobs.interfaces import IfRunning
 from natsjobs.models import EndReason, EventType, Job
 
 _log = logging.getLogger(__name__)
-
-_TOMBSTONE_TTL = 3600.0
 
 
 class Creation:
@@ -204,7 +201,7 @@ class Creation:
                     job_key(context, stream_id),
                     expect=record.revision,
                     left={"createdAt": record.job.created_at},
-                    ttl=MARKER_TTL,
+                    ttl=context.config.retention.tombstone,
                 )
             except ConflictError:
                 continue
@@ -229,7 +226,7 @@ async def remove_log(context: Context, stream_id: str, generation: str, *, keep_
     """
     subjects, events = context.subjects, context.link.events
     scope = subjects.scope(stream_id, generation)
-    gone = wire.tombstone_body("gone", 0, wire.random_token())
+    gone, ttl = wire.tombstone_body("gone", 0, wire.random_token()), context.config.retention.tombstone
     for subject in (subjects.log(stream_id, generation), subjects.end(stream_id, generation)):
         if keep_end and subject.endswith(".end"):
             break
@@ -240,7 +237,7 @@ async def remove_log(context: Context, stream_id: str, generation: str, *, keep_
             if newest is None or there is None or (entry is not None and entry.type == "gone"):
                 break
             try:
-                await events.append(subject, gone, expect=newest.seq, scope=scope, ttl=_TOMBSTONE_TTL, rollup=True)
+                await events.append(subject, gone, expect=newest.seq, scope=scope, ttl=ttl, rollup=True)
             except WrongSequenceError:
                 continue
             break

@@ -21,9 +21,6 @@ from natsjobs.engine.subjects import escape
 from natsjobs.errors import EventTooLargeError, InvalidArgumentError
 from natsjobs.models import Job, JobChanges, JobFields, JobStatus, UserMessage
 
-MARKER_TTL = 3600.0
-"""How long a removed record is remembered: the next generation's ``createdAt`` must be larger (C6)."""
-
 _ERROR_CHARS = 16_384
 _ENDING_TIME = 60.0  # however short the limit is, there must be time to write many terminal records
 _GENERATION = re.compile(r"[A-Za-z0-9_-]{1,64}")  # one subject token, whatever a later version makes of it

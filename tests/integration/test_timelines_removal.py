@@ -271,16 +271,17 @@ async def test_a10_a_cleared_log_goes_on_where_it_was(many: Timelines):
     check_whole(await read_all(viewer.manager.subscribe, "s"), [0, 1, 2, 3, 4], first=3)
 
 
-async def test_a10_a_tombstone_goes_by_itself_and_leaves_nothing(many: Timelines, monkeypatch: pytest.MonkeyPatch):
+async def test_a10_a_tombstone_goes_by_itself_and_leaves_nothing(many: Timelines):
     """It carries its own TTL, an hour; when that is over the subject is empty, without a marker."""
     owner = await many.add()
     removed = await owner.store.create_job("an hour", "alice")
     await owner.store.delete_job("an hour")
     [gone] = [message for message in await many.log("an hour", removed.generation) if message["type"] == "gone"]
     assert "Nats-TTL: 3600\r\n" in gone["headers"]
-    monkeypatch.setattr(creation, "_TOMBSTONE_TTL", 1.0)
-    job = await owner.store.create_job("a second", "alice")
-    await creation.remove_log(owner.store.replica.context, "a second", job.generation)
+    quick = await many.add(config=many.config(retention={"tombstone": 1.0}))
+    job = await quick.store.create_job("a second", "alice")
+    await quick.store.delete_job("a second")
+    await creation.remove_log(quick.store.replica.context, "a second", job.generation)  # the end, too
 
     async def empty() -> bool:
         return await many.log("a second", job.generation) == []
