@@ -1,7 +1,8 @@
 """One frozen ``Config`` of small parts. Owns every number that a user may change, its unit and its default.
 
 Environment variables are read in one place, ``Config.from_env``; nothing else in the package looks at them, except
-``NATS_URL`` in ``connect``. Seconds are floats, sizes are bytes.
+``NATS_URL`` (``connect`` and the command line) and ``NATS_SERVER_BIN`` (``embedded``). Seconds are floats, sizes are
+bytes.
 """
 
 from __future__ import annotations

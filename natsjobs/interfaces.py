@@ -3,8 +3,8 @@
 Everything that can touch the network is a coroutine or an async context manager; everything else is not. After the
 first one or two identifying arguments all are keyword-only. The Protocols are for calling: methods are added in
 minor releases. A store raises ``NotOpenError`` before ``initialize``, both do after ``destroy`` (a transport opens
-with its first use);
-``InvalidIdError`` for an id that can never be one, and ``UnavailableError`` when NATS does not answer in time.
+with its first use); both raise ``InvalidIdError`` for an id that can never be one, and ``UnavailableError`` when NATS
+does not answer in time.
 
 Every write takes ``generation``: when another one is the newest, nothing changes and it is a ``JobClosedError``.
 Without it the newest is meant.
@@ -187,7 +187,7 @@ class JobStore(Protocol):
         ...
 
     async def get_run_steps(self, stream_id: str) -> list[RunStep]:
-        """The live object's run steps on this replica, else the saved ones, else folded from the log."""
+        """The live object's run steps on this replica, else the saved ones and those of the log, merged by id."""
         ...
 
     async def save_run_steps(self, stream_id: str, steps: Sequence[RunStep], *, generation: str | None = None) -> None:

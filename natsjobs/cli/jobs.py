@@ -1,4 +1,4 @@
-"""The commands about jobs: ``ls``, ``show``, ``tail``, ``abort``, ``setup``. Each is its options and one coroutine.
+"""The commands about jobs: ``ls``, ``show``, ``tail``, ``abort``. Each is its options and one coroutine.
 
 They use the public names of the library and nothing below them, so they show what any replica would see.
 """

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -30,8 +29,6 @@ from natsjobs.engine.runs import Runs
 from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError
 from natsjobs.interfaces import Callback
 from natsjobs.models import AbortResult, ContentPart, EndReason
-
-_log = logging.getLogger(__name__)
 
 _CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request
 
@@ -58,11 +55,7 @@ class Aborts:
         # One per stream id: with NATS away each subscribe waits for its time-out, and others must not wait with it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Signals that were heard, newest last: one comes by two paths, and both answers say what its callbacks did.
-        self._heard: dict[str, asyncio.Future[int]] = {}
-
-    def stream_ids(self) -> set[str]:
-        """Stream ids with callbacks."""
-        return set(self._registrations)
+        self._heard: dict[tuple[str, str, str], asyncio.Future[int]] = {}
 
     async def add(self, stream_id: str, generation: str | None, callback: Callback) -> AbortRegistration:
         """Call back at every signal; when this returns no later one is missed."""
@@ -83,9 +76,9 @@ class Aborts:
             if not left:
                 await self._drop(registration.stream_id)
 
-    async def close(self, stream_id: str | None = None) -> None:
-        """Drop all callbacks, or those of one stream id."""
-        for name in [stream_id] if stream_id is not None else list(self._interests):
+    async def close(self) -> None:
+        """Drop all callbacks."""
+        for name in list(self._interests):
             async with self._lock(name):
                 await self._drop(name)
 
@@ -123,10 +116,11 @@ class Aborts:
 
     async def hear(self, stream_id: str, generation: str, signal_id: str) -> int:
         """Run the callbacks for a signal, once; how many ran, also for who hears of it again."""
-        if (earlier := self._heard.get(signal_id)) is not None:
+        key = (stream_id, generation, signal_id)  # the id is the sender's, and may be used for several jobs
+        if (earlier := self._heard.get(key)) is not None:
             return await asyncio.shield(earlier)
         ran: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._heard[signal_id] = ran
+        self._heard[key] = ran
         while len(self._heard) > 4096:
             del self._heard[next(iter(self._heard))]
         wanted = [r for r in self._registrations.get(stream_id, []) if r.generation in {None, generation}]

@@ -16,6 +16,7 @@ import bisect
 import time
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import msgspec
@@ -75,7 +76,8 @@ class Appender:
         self._room: deque[tuple[asyncio.Future[None], bytes]] = deque()
         self._flushers: list[tuple[int, asyncio.Future[int]]] = []
         self._drains: list[asyncio.Future[None]] = []
-        self._error: UnavailableError | None = None
+        self._error: Exception | None = None
+        self._refused: StreamFullError | None = None
         self._pending: tuple[bytes, int] | None = None  # undecided group: body, events
         self._sealed = False
         self._alone = asyncio.Lock()  # two ends at once would move each other's numbers, and both be stored
@@ -103,7 +105,7 @@ class Appender:
         try:
             await future
             if self.closed is not None:
-                raise self.closed
+                raise copy(self.closed)
             return self._take(raw)
         finally:
             if waiting in self._room:
@@ -138,7 +140,7 @@ class Appender:
         if self.closed is not None:
             if flushing and self._stored >= self._taken:
                 return
-            raise self.closed
+            raise copy(self.closed)  # anew each time: a raised exception keeps its traceback, and that its frames
         if self._sealed and not flushing:
             raise JobClosedError(self.stream_id, self.generation)
 
@@ -259,17 +261,16 @@ class Appender:
 
     def _fail(self, error: Exception) -> None:
         """Tell everybody who waits; with nobody waiting the next call hears of it."""
-        waiting: list[asyncio.Future[Any]] = [future for _, future in self._flushers]
-        waiting += [future for future, _ in self._room] + self._drains
+        producers: list[asyncio.Future[Any]] = [future for _, future in self._flushers]
+        producers += [future for future, _ in self._room]
+        heard = any(not future.done() for future in producers)
+        for future in [*producers, *self._drains]:
+            if not future.done():
+                future.set_exception(error)
         self._flushers.clear()
         self._room.clear()
         self._drains.clear()
-        heard = False
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
-                heard = True
-        if isinstance(error, UnavailableError) and not heard:
+        if not heard and not isinstance(error, JobClosedError):
             self._error = error
 
     # -- the end ------------------------------------------------------------------------------------------------
@@ -285,6 +286,9 @@ class Appender:
         async with self._alone:
             await self._drain()
             if self.closed is None:
+                if self._refused is not None and end.kind == "done":  # it is not done: events of it are missing
+                    text = f"the last events could not be stored: {self._refused}"
+                    end = End("error", None, end.request, msgspec.json.encode(text))
                 try:
                     self._close(await self._store_end(end))
                 except FencedError as fenced:
@@ -322,8 +326,9 @@ class Appender:
                 await future
             except JobClosedError:
                 return
-            except StreamFullError:
-                # The end must fit all the same (B8). The events that were refused are lost, and the producer heard it.
+            except StreamFullError as error:
+                # The end must fit all the same (B8); it says that the events which were refused are missing.
+                self._refused = error
                 self._queue.clear()
                 self._queued_bytes = 0
                 self._pending = None

@@ -14,7 +14,7 @@ from natsjobs.content import ContentFold
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
-from natsjobs.engine.ports import StreamMissingError
+from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, position_after
 from natsjobs.errors import InvalidArgumentError
@@ -163,24 +163,22 @@ class ContentState:
 
     async def clear(self, stream_id: str, generation: str) -> bool:
         """Replace the events of a log that has ended by a tombstone; False: it has not ended, its writer has to."""
-        context = self._context
-        newest = await patiently(
-            lambda: context.link.events.last(context.subjects.scope(stream_id, generation)), limit=context.patience
-        )
-        if newest is None:
+        context, events = self._context, self._context.link.events
+        log, end = context.subjects.log(stream_id, generation), context.subjects.end(stream_id, generation)
+        scope = context.subjects.scope(stream_id, generation)
+        while True:
+            newest = await patiently(partial(events.last, scope), limit=context.patience)
+            if newest is None:
+                return True
+            terminal = await find_terminal(context.link, end, newest)
+            if terminal is None:
+                return position_after(newest, 0) is None
+            body = wire.tombstone_body("cleared", terminal.index, wire.random_token())
+            try:
+                await events.append(log, body, expect=newest.seq, scope=scope, rollup=True)
+            except WrongSequenceError:
+                continue  # somebody else cleared or removed it
             return True
-        end = context.subjects.end(stream_id, generation)
-        terminal = await find_terminal(context.link, end, newest)
-        if terminal is None:
-            return position_after(newest, 0) is None
-        await context.link.events.append(
-            context.subjects.log(stream_id, generation),
-            wire.tombstone_body("cleared", terminal.index, wire.random_token()),
-            expect=newest.seq,
-            scope=context.subjects.scope(stream_id, generation),
-            rollup=True,
-        )
-        return True
 
 
 def _copy(parts: Iterable[ContentPart]) -> list[ContentPart]:

@@ -1,4 +1,8 @@
-"""What every part of one replica shares: its connection, names, settings, bucket and background tasks."""
+"""What every part of one replica shares: its connection, names, settings, bucket and background tasks.
+
+Owns the tasks and the replica id, not the link, which is opened and closed by the replica. Guarantees that a request
+from another replica that is being answered is answered before the tasks end (``answered``).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,11 @@ def _ignore(stream_id: str, generation: str, terminal: wire.Terminal | None) -> 
 class Context:
     """One replica's common ground. Holds no protocol state."""
 
-    def __init__(self, link: Link, config: Config, *, namespace: str | None = None) -> None:
+    def __init__(self, link: Link, config: Config) -> None:
         """No I/O. The replica id is random: a restarted process is another owner (A4)."""
         self.link = link
         self.config = config
-        self.subjects = Subjects(namespace or config.namespace)
+        self.subjects = Subjects(config.namespace)
         self.replica_id = f"r{wire.random_token(12)}"
         # A read survives an election (5-8 s); a write is tried for as long as a producer may wait.
         self.patience = 2 * config.timing.request

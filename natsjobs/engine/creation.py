@@ -23,7 +23,6 @@ from natsjobs.engine.jobs import (
     JobRecord,
     drop_active,
     job_key,
-    mark_ended,
     merge,
     put_active,
     read_record,
@@ -38,7 +37,7 @@ from natsjobs.engine.runs import Runs
 from natsjobs.engine.terminals import Position
 from natsjobs.errors import JobClosedError, JobRunningError, NatsJobsError, StreamFullError, UnavailableError
 from natsjobs.interfaces import IfRunning
-from natsjobs.models import EndReason, EventType, Job
+from natsjobs.models import EndReason, Job
 
 _log = logging.getLogger(__name__)
 
@@ -87,9 +86,7 @@ class Creation:
         try:
             await self._runs.end(previous.stream_id, previous.generation, end)
         except JobClosedError:
-            # Its log is gone: nobody reads it, nobody can write to it; only the record still says "running".
-            gone = wire.Terminal(EventType("aborted"), 0, 0, "", EndReason.REPLACED, None, b"null")
-            await mark_ended(self._context, previous.stream_id, previous.generation, gone)
+            _log.info("the log of %s was gone before it was replaced", previous.stream_id)
 
     async def _begin(
         self, slot: Slot, previous: JobRecord | None, fixed: Mapping[str, Any], fields: Mapping[str, Any]
@@ -122,9 +119,10 @@ class Creation:
             await context.records.write(slot.key, data, expect=slot.revision, ttl=running_ttl(context))
         except BaseException as error:
             self._runs.disown(stream_id, generation)
-            await self._give_up(job, error)
             if isinstance(error, ConflictError):
+                self._context.spawn(self._remove_quietly(job), "natsjobs orphan")
                 return None
+            self._context.spawn(self._undo(job), "natsjobs undo create")
             raise
         return job
 
@@ -148,13 +146,6 @@ class Creation:
                     raise
             await backoff.pause()
 
-    async def _give_up(self, job: Job, error: BaseException) -> None:
-        """A create that failed or was cancelled leaves no running job."""
-        if isinstance(error, ConflictError):
-            self._context.spawn(self._remove_quietly(job), "natsjobs orphan")
-            return
-        self._context.spawn(self._undo(job), "natsjobs undo create")
-
     async def _remove_quietly(self, job: Job) -> None:
         try:
             await remove_log(self._context, job.stream_id, job.generation)
@@ -162,7 +153,7 @@ class Creation:
             _log.info("the log of a create that lost stays until the next sweep: %s", error)
 
     async def _undo(self, job: Job) -> None:
-        """The record may have been written without our knowing."""
+        """A create that failed or was cancelled leaves no running job; its record may have been written anyway."""
         end = End("error", EndReason.CANCELLED, wire.random_token(), b'"the job was not started"')
         try:
             await self._runs.end(job.stream_id, job.generation, end)
@@ -173,7 +164,7 @@ class Creation:
         try:
             await put_active(self._context, job)
         except BaseException:
-            await self._give_up(job, RuntimeError())
+            self._context.spawn(self._undo(job), "natsjobs undo create")
             raise
 
     # -- remove -------------------------------------------------------------------------------------------------
@@ -219,8 +210,8 @@ def _left_at(slot: Slot) -> int:
     return left if isinstance(left, int) else 0
 
 
-async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> bool:
-    """Replace a log by a tombstone that goes by itself (A10); False: there is none.
+async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> None:
+    """Replace a log by a tombstone that goes by itself (A10).
 
     ``keep_end`` leaves the terminal record for readers that are just being told of it; the sweep takes it later.
     """
@@ -241,4 +232,3 @@ async def remove_log(context: Context, stream_id: str, generation: str, *, keep_
             except WrongSequenceError:
                 continue
             break
-    return True

@@ -8,7 +8,6 @@ doubling to five times that, and after every reconnect (A7).
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable
 
@@ -21,9 +20,6 @@ from natsjobs.engine.terminals import find_terminal
 from natsjobs.errors import UnavailableError
 from natsjobs.interfaces import EndCallback
 from natsjobs.models import EndReason, EventType
-
-_log = logging.getLogger(__name__)
-
 
 _DELETED = wire.Terminal(EventType.ABORTED, 0, 0, "", EndReason.DELETED, None, b"null")
 
@@ -39,16 +35,12 @@ class Ends:
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._watches
 
-    def stream_ids(self) -> set[str]:
-        """Stream ids with callbacks."""
-        return {stream_id for stream_id, _ in self._watches}
-
     async def add(self, stream_id: str, generation: str, callback: EndCallback) -> EndRegistration:
         """Call back once; at once if the generation has already ended."""
         key = (stream_id, generation)
         watch = self._watches.get(key)
         if watch is None:
-            watch = self._watches[key] = _Watch(self, self._context, stream_id, generation)
+            watch = self._watches[key] = _Watch(self._context, stream_id, generation)
         registration = EndRegistration(self, watch, callback)
         watch.registrations.append(registration)
         try:
@@ -78,17 +70,17 @@ class Ends:
         self._context.spawn(watch.close(), "natsjobs close watch")
         event = end_event(generation, terminal or _DELETED)
         for registration in registrations:
+            registration.fired = True
             # Called now, not in a task: a run that ends because everything closes must hear of it before that.
             left = call(f"an on_end callback of {stream_id}", registration.callback, event)
             if left is not None:
                 self._context.spawn(left, "natsjobs on_end callback")
 
-    async def close(self, stream_id: str | None = None) -> None:
-        """End all watches, or those of one stream id."""
+    async def close(self) -> None:
+        """End all watches."""
         for key, watch in list(self._watches.items()):
-            if stream_id is None or key[0] == stream_id:
-                self._watches.pop(key, None)
-                await watch.close()
+            self._watches.pop(key, None)
+            await watch.close()
 
 
 class EndRegistration:
@@ -96,6 +88,7 @@ class EndRegistration:
 
     def __init__(self, ends: Ends, watch: _Watch, callback: EndCallback) -> None:
         self._ends, self.watch, self.callback = ends, watch, callback
+        self.fired = False
 
     async def dispose(self) -> None:
         """Remove just this callback."""
@@ -103,10 +96,10 @@ class EndRegistration:
 
 
 class _Watch:
-    def __init__(self, ends: Ends, context: Context, stream_id: str, generation: str) -> None:
+    def __init__(self, context: Context, stream_id: str, generation: str) -> None:
         self.stream_id, self.generation = stream_id, generation
         self.registrations: list[EndRegistration] = []
-        self._ends, self._context = ends, context
+        self._context = context
         self._interest: Interest | None = None
         self._forget: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -165,10 +158,10 @@ class _Watch:
                 and self._quiet > 1
                 and await events.last(subjects.scope(self.stream_id, self.generation)) is None
             )
-        except UnavailableError:
-            return
         except StreamMissingError:
             terminal, gone = None, True
+        except UnavailableError:
+            return
         finally:
             self._looking = False
         if terminal is not None or gone:

@@ -140,14 +140,14 @@ def _plain_value(name: str, value: Any) -> Any:
     if name == "user_message" and plain is not None:
         plain = {key: item for key, item in plain.items() if item is not None}
     try:
-        wire.ascii_json(plain).decode()
+        wire.ascii_json(plain)
         wire.encode_event(plain, limit=1 << 40)
     except ValueError as error:
         raise InvalidArgumentError(name, f"has no JSON form: {error}") from None
     return plain
 
 
-def merge(data: dict[str, Any], changes: Mapping[str, Any], *, limit: int) -> dict[str, Any]:
+def merge(data: dict[str, Any], changes: Mapping[str, Any], *, limit: int | None) -> dict[str, Any]:
     """Record data with changes; ``None`` clears. Status and ids stay first, for whoever reads with the CLI.
 
     Raises:
@@ -159,7 +159,7 @@ def merge(data: dict[str, Any], changes: Mapping[str, Any], *, limit: int) -> di
     merged = {key: value for key, value in merged.items() if value is not None}
     merged["write"] = wire.random_token()
     size = len(wire.ascii_json(merged))
-    if size > limit:
+    if limit is not None and size > limit:
         sizes = {key: len(wire.ascii_json(value)) for key, value in merged.items()}
         largest = max((key for key in sizes if key in changes), key=lambda key: sizes[key], default="record")
         names = {wire_name: name for name, wire_name in _WIRE.items()}
@@ -181,9 +181,11 @@ def record_ttl(context: Context, status: JobStatus) -> float | None:
     return context.config.retention.finished if status.is_terminal else running_ttl(context)
 
 
-async def write_record(context: Context, record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
+async def write_record(
+    context: Context, record: JobRecord, changes: Mapping[str, Any], *, limit: int | None
+) -> JobRecord:
     """Change a record that was read. Raises ConflictError when it has changed since."""
-    data = merge(record.data, changes, limit=context.config.limits.record_bytes)
+    data = merge(record.data, changes, limit=limit)
     job = msgspec.convert(data, Job)
     key = job_key(context, record.stream_id)
     revision = await context.records.write(key, data, expect=record.revision, ttl=record_ttl(context, job.status))
@@ -199,7 +201,7 @@ async def change_record(
         if record is None or (generation is not None and record.generation != generation):
             return None
         try:
-            return await write_record(context, record, changes)
+            return await write_record(context, record, changes, limit=context.config.limits.record_bytes)
         except ConflictError:
             continue
 
@@ -224,13 +226,14 @@ async def mark_ended(context: Context, stream_id: str, generation: str, terminal
         }
         if terminal.type == "error":
             changes["error"] = msgspec.json.decode(terminal.raw)
-        elif terminal.raw != b"null" and len(terminal.raw) <= context.config.limits.record_bytes // 4:
-            changes["finalEvent"] = terminal.raw.decode()
         elif terminal.raw != b"null":
-            changes["finalEvent"] = None  # too large for a record: `get_job` reads it from the log (B7)
-            changes["finalSeq"] = terminal.seq
+            changes["finalEvent"] = terminal.raw.decode()
+            if len(wire.ascii_json({**record.data, **changes})) > context.config.limits.record_bytes:
+                changes["finalEvent"] = None  # too large for a record: `get_job` reads it from the log (B7)
+                changes["finalSeq"] = terminal.seq
         try:
-            record = await write_record(context, record, changes)
+            # Without a limit: an end that could not be noted would leave the job running for ever.
+            record = await write_record(context, record, changes, limit=None)
         except ConflictError:
             continue
         await drop_active(context, record)
@@ -260,15 +263,15 @@ async def put_active(context: Context, job: Job) -> None:
         return
 
 
-async def drop_active(context: Context, record: JobRecord) -> bool:
+async def drop_active(context: Context, record: JobRecord) -> None:
     """Remove the index entry of this generation, and of no later one (B5)."""
     key = active_key(context, record.job)
     while True:
         slot = await context.records.read(key)
         if slot.value is None or slot.value.get("generation") != record.generation:
-            return False
+            return
         try:
             await context.records.remove(key, expect=slot.revision)
         except ConflictError:
             continue
-        return True
+        return

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from natsjobs.engine.ports import StreamMissingError
 from natsjobs.errors import StreamFullError, UnavailableError
 
 T = TypeVar("T")
@@ -46,13 +47,13 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, limit: float) -> T:
 
     Raises:
         UnavailableError: The last one, when the time is up.
-        StreamFullError: At once: waiting does not empty a stream.
+        StreamFullError, StreamMissingError: At once: waiting neither empties nor makes a stream.
     """
     backoff = Backoff(limit)
     while True:
         try:
             return await attempt()
-        except StreamFullError:
+        except (StreamFullError, StreamMissingError):
             raise
         except UnavailableError:
             if backoff.expired:

@@ -22,6 +22,8 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+from natsjobs.errors import UnavailableError
+
 
 class WrongSequenceError(Exception):
     """A compare-and-set was refused: NATS error 10071 or 10164.
@@ -43,8 +45,8 @@ class NoReplyError(Exception):
     """Somebody has interest, but nobody answered in time."""
 
 
-class StreamMissingError(Exception):
-    """The stream does not exist (any more): NATS error 10059."""
+class StreamMissingError(UnavailableError):
+    """The stream does not exist (any more): NATS error 10059. Whoever does not expect it hears "unavailable"."""
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ since; silence is "unknown", and zero only after three unanswered questions over
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 import msgspec
@@ -22,8 +21,6 @@ from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoResponders
 from natsjobs.interfaces import Callback
 from natsjobs.tasks import Tasks
 
-_log = logging.getLogger(__name__)
-
 _COLLECT = 0.25
 _CONFIRM = 0.5
 
@@ -34,6 +31,7 @@ class Presence:
     def __init__(self, context: Context) -> None:
         """Empty."""
         self._context = context
+        # Not the replica id: two transports on one store are two replicas of viewers, and each counts its own.
         self._name = wire.random_token(12)
         self._counts: dict[str, int] = {}
         self._interests: dict[str, Interest] = {}
@@ -54,10 +52,10 @@ class Presence:
         self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
         try:
             await self._hold(stream_id)
+            await self._announce(stream_id, "join")
         except BaseException:
             await self._uncount(stream_id)
             raise
-        await self._announce(stream_id, "join")
 
     async def _hold(self, stream_id: str) -> None:
         async with self._locks.setdefault(stream_id, asyncio.Lock()):

@@ -9,6 +9,7 @@ so a cancelled ``__anext__`` loses nothing; what cannot be read any more is an e
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 
 from natsjobs.engine import wire
@@ -29,7 +30,10 @@ from natsjobs.errors import (
 )
 from natsjobs.models import EventType, Job, StreamEvent
 
+_log = logging.getLogger(__name__)
+
 _PROOFS = 4
+_OUTAGE_PAUSE = 0.5
 _STALE_READ = (0.05, 0.2, 0.5)
 
 
@@ -163,11 +167,14 @@ class LogReader:
                 raise NotOpenError("this reader was closed; subscribe again, after its cursor")
             if self._ended:
                 raise StopAsyncIteration
-            if self._record is None or self._given is not None:
-                await self._next_turn()
-                continue
-            if (event := await self._step()) is not None:
-                return event
+            try:
+                if self._record is None or self._given is not None:
+                    await self._next_turn()
+                elif (event := await self._step()) is not None:
+                    return event
+            except UnavailableError as error:
+                _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # an outage ends no reader
+                await asyncio.sleep(_OUTAGE_PAUSE)
 
     async def _step(self) -> StreamEvent | None:
         """One event, or ``None`` after something has changed."""

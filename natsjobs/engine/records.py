@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
@@ -47,9 +47,6 @@ class Slot(msgspec.Struct, frozen=True):
     value: dict[str, Any] | None
     left: dict[str, Any] | None = None
     time: float = 0.0
-
-
-Slots: TypeAlias = list[Slot]  # inside the class `list` is a method
 
 
 class Records:
@@ -110,11 +107,6 @@ class Records:
 
     async def list(self, key_filter: str) -> list[Slot]:
         """Every key that matches and has a value, oldest change first."""
-        found = await self.list_with_markers(key_filter)
-        return [slot for slot in found if slot.value is not None]
-
-    async def list_with_markers(self, key_filter: str) -> Slots:
-        """As ``list``, with the markers of removed keys."""
         barrier = await patiently(lambda: self._last(key_filter), limit=self._patience)
         if barrier is None:
             return []
@@ -144,7 +136,7 @@ class Records:
                 if behind is None:
                     break
                 await asyncio.sleep(0.01)
-        return [_slot(message) for message in newest.values()]
+        return [slot for message in newest.values() if (slot := _slot(message)).value is not None]
 
 
 def _slot(message: Message) -> Slot:

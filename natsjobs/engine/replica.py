@@ -11,16 +11,14 @@ import contextlib
 import logging
 
 from natsjobs.config import Config
-from natsjobs.engine import wire
 from natsjobs.engine.aborts import Aborts
-from natsjobs.engine.appender import End
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.creation import Creation
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.liveness import Liveness
 from natsjobs.engine.ports import Link
-from natsjobs.engine.runs import Runs
+from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.engine.upkeep import Upkeep
 from natsjobs.errors import NatsJobsError
 from natsjobs.models import EndReason
@@ -41,7 +39,7 @@ class Replica:
         self.creation = Creation(self.context, self.runs, self.content, self.ledger)
         self.liveness = Liveness(self.context, self.runs, self.aborts)
         self.upkeep = Upkeep(self.context, self.runs, self.liveness, self.content)
-        self._users: set[int] = set()
+        self._users: set[object] = set()
         self._lock = asyncio.Lock()
 
     @property
@@ -60,14 +58,14 @@ class Replica:
                 except BaseException:
                     await self._stop()
                     raise
-            self._users.add(id(user))
+            self._users.add(user)
 
     async def close(self, user: object) -> None:
         """One user less; the last one stops everything. Runs of this replica must have ended before."""
         async with self._lock:
-            if id(user) not in self._users:
+            if user not in self._users:
                 return
-            self._users.discard(id(user))
+            self._users.discard(user)
             if not self._users:
                 await self._stop()
 
@@ -82,19 +80,18 @@ class Replica:
 
     async def shut_down(self) -> None:
         """End the runs owned here with ``SHUTDOWN``; says which ends could not be stored."""
-        owned = list(self.runs.owned)
+        ends = {run: lost_end("the server is shutting down", EndReason.SHUTDOWN) for run in self.runs.owned}
 
-        async def end(stream_id: str, generation: str) -> None:
-            reason = End("error", EndReason.SHUTDOWN, wire.random_token(), b'"the server is shutting down"')
+        async def stop(stream_id: str, generation: str) -> None:
             with contextlib.suppress(NatsJobsError):
-                await self.runs.end(stream_id, generation, reason)
+                await self.runs.end(stream_id, generation, ends[stream_id, generation])
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.timing.request):
-                await asyncio.gather(*(end(*run) for run in owned))
-        for run in owned:
+                await asyncio.gather(*(stop(*run) for run in ends))
+        for run, end in ends.items():
             if run in self.runs.owned:  # NATS is away: nobody can wait for that while a process is being stopped
-                self.runs.unstored.setdefault(run, End("error", EndReason.SHUTDOWN, None, b"null"))
+                self.runs.unstored.setdefault(run, end)
         for stream_id, generation in self.runs.unstored:
             _log.warning(
                 "the end of job %s (generation %s) could not be stored; it is ended when the lease lapses",

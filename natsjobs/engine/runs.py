@@ -20,14 +20,14 @@ from natsjobs.engine import wire
 from natsjobs.engine.appender import Appender, End
 from natsjobs.engine.context import Context
 from natsjobs.engine.ends import EndRegistration, Ends
-from natsjobs.engine.jobs import JobRecord, mark_ended, read_record, write_record
+from natsjobs.engine.jobs import JobRecord, mark_ended, put_active, read_record, write_record
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
 from natsjobs.engine.terminals import Position, find_terminal, position_behind
 from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, UnavailableError
-from natsjobs.models import EndReason, Job
+from natsjobs.models import EndReason, EventType, Job
 
 _log = logging.getLogger(__name__)
 
@@ -129,10 +129,11 @@ class Runs:
             raise JobClosedError(stream_id, record.generation, appender.status, appender.reason)
         if generation is None and stream_id not in self._newest:
             # Remembered until its end is seen, so that emitting does not read the record per event.
-            self._newest[stream_id] = record.generation
             self._watched[stream_id, record.generation] = await self.ends.add(
                 stream_id, record.generation, lambda _: None
             )
+            if appender.closed is None:
+                self._newest[stream_id] = record.generation
         return appender
 
     async def _open(self, stream_id: str, generation: str) -> Appender | wire.Terminal:
@@ -193,6 +194,11 @@ class Runs:
         except (UnavailableError, asyncio.CancelledError):
             self.unstored[key] = end  # begun, so it may be in the log already: it is seen through
             raise
+        except JobClosedError:
+            # Its log is gone, so nobody can read it or write to it; only the record may still say "running".
+            gone = wire.Terminal(EventType(end.kind), 0, 0, "", end.reason, None, end.data)
+            await mark_ended(self._context, stream_id, generation, gone)
+            raise
         self.unstored.pop(key, None)
         self.seen_end(stream_id, generation, terminal)
         if isinstance(appender, Appender) and terminal.writer == appender.writer:
@@ -238,6 +244,8 @@ class Runs:
                 self.unstored.pop((stream_id, generation), None)
             except UnavailableError:
                 return
+            except NatsJobsError as error:
+                _log.warning("the end of %s cannot be stored: %s", stream_id, error)
 
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
@@ -257,7 +265,9 @@ class Runs:
             return
         idle = time.monotonic() - run.active_at
         with contextlib.suppress(ConflictError):
-            await write_record(self._context, record, {"lastActiveAt": int((time.time() - idle) * 1000)})
+            changes = {"lastActiveAt": int((time.time() - idle) * 1000)}
+            await write_record(self._context, record, changes, limit=None)
+            await put_active(self._context, run.job)  # its TTL is the same, and must not lapse before
             run.touched_at = time.monotonic()
 
     def close(self) -> None:

@@ -105,10 +105,10 @@ class EngineStore:
         """A final event that is too large for the record is in the log (B7)."""
         if record.data.get("finalSeq") is None or record.job.final_event is not None:
             return record.job
-        appender = await self.replica.runs.terminal_of(record.stream_id, record.generation)
-        if appender is None:
+        terminal = await self.replica.runs.terminal_of(record.stream_id, record.generation)
+        if terminal is None:
             return record.job
-        return msgspec.structs.replace(record.job, final_event=appender.raw.decode())
+        return msgspec.structs.replace(record.job, final_event=terminal.raw.decode())
 
     async def has_job(self, stream_id: str) -> bool:
         """Whether ``get_job`` would find one."""
@@ -153,7 +153,8 @@ class EngineStore:
         if terminal.request != end.request:
             return False
         if ended is not None and fields:
-            fields.pop("error", None) if status is JobStatus.ERROR else None
+            if status is JobStatus.ERROR:
+                fields.pop("error", None)  # the terminal record has brought it into the job record
             await change_record(self._context, record.stream_id, record.generation, fields)
         return True
 

@@ -81,15 +81,15 @@ class Subjects:
 
     def log(self, stream_id: str, generation: str) -> str:
         """Open record and events of a generation."""
-        return f"{self.events_prefix}{escape(stream_id)}.{generation}.log"
+        return f"{self.events_prefix}{escape(stream_id)}.{escape(generation)}.log"
 
     def end(self, stream_id: str, generation: str) -> str:
         """Terminal record of a generation."""
-        return f"{self.events_prefix}{escape(stream_id)}.{generation}.end"
+        return f"{self.events_prefix}{escape(stream_id)}.{escape(generation)}.end"
 
     def scope(self, stream_id: str, generation: str) -> str:
         """The one filter that guards every append of a generation (B10: never another)."""
-        return f"{self.events_prefix}{escape(stream_id)}.{generation}.*"
+        return f"{self.events_prefix}{escape(stream_id)}.{escape(generation)}.*"
 
     def all_generations(self, stream_id: str) -> str:
         """Everything in the log of a stream id."""
@@ -106,7 +106,7 @@ class Subjects:
 
     def live_end(self, stream_id: str, generation: str) -> str:
         """The live terminal record of one generation."""
-        return f"{self.live_prefix}{escape(stream_id)}.{generation}.end"
+        return f"{self.live_prefix}{escape(stream_id)}.{escape(generation)}.end"
 
     def split_event(self, subject: str) -> tuple[str, str, str] | None:
         """(stream id, generation, ``"log"`` or ``"end"``) of an events or live subject; ``None``: not one of ours."""

@@ -1,4 +1,8 @@
-"""The tails of one transport, counted: opened by the first reader of a generation, closed by the last."""
+"""The tails of one transport, counted: opened by the first reader of a generation, closed by the last.
+
+Owns how many readers each tail has, not what a tail holds. Guarantees that an attach that failed holds nothing, and
+that a tail whose history is lost is not given to a new reader.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""How a log stands: read from its newest message, at the leader."""
+"""How a log stands: read from its newest message, at the leader.
+
+Owns the meaning of a newest message (a terminal record, a tombstone, somebody else's bytes) and joining a final event
+that was stored in pieces. It writes nothing, and what it reads may be old (B3): only an append decides.
+"""
 
 from __future__ import annotations
 

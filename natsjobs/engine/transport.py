@@ -7,7 +7,7 @@ viewers; everything about writing, ending and aborting is shared below, in the r
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -21,8 +21,7 @@ from natsjobs.engine.subscribing import Handlers, HandlerSubscription
 from natsjobs.engine.tails import Tails
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import Callback, EndCallback, EventReader, Handler
-
-_log = logging.getLogger(__name__)
+from natsjobs.models import StreamEvent
 
 
 class _Disposable(Protocol):
@@ -81,8 +80,10 @@ class EngineTransport:
         """Live events from now on, over all later generations, until ``unsubscribe``."""
         await self._open(stream_id)
         handlers = Handlers(on_chunk, on_done, on_error, on_aborted)
-        for name, handler in (("on_chunk", on_chunk), *_named(on_done, on_error, on_aborted)):
-            _check_callable(name, handler)
+        _check_callable("on_chunk", on_chunk)
+        for name, handler in (("on_done", on_done), ("on_error", on_error), ("on_aborted", on_aborted)):
+            if handler is not None:
+                _check_callable(name, handler)
         subscription = HandlerSubscription(
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
@@ -95,7 +96,7 @@ class EngineTransport:
             raise
         return subscription
 
-    def _forget(self, stream_id: str) -> Any:
+    def _forget(self, stream_id: str) -> Callable[[HandlerSubscription], Awaitable[None]]:
         async def forget(subscription: HandlerSubscription) -> None:
             known = self._subscriptions.get(stream_id, set())
             if subscription in known:
@@ -165,10 +166,23 @@ class EngineTransport:
             if record is None:
                 raise JobNotFoundError(stream_id)
             generation = record.generation
-        registration = await self.replica.runs.ends.add(stream_id, generation, callback)
-        return self._track(stream_id, registration)
+        made: list[_Tracked] = []
 
-    def _track(self, stream_id: str, registration: _Disposable) -> _Disposable:
+        def once(event: StreamEvent) -> Awaitable[None] | None:
+            for tracked in made:
+                tracked.forget()  # a callback that was called is none that is tracked
+            made.clear()
+            return callback(event)
+
+        registration = await self.replica.runs.ends.add(stream_id, generation, once)
+        tracked = self._track(stream_id, registration)
+        if registration.fired:
+            tracked.forget()
+        else:
+            made.append(tracked)
+        return tracked
+
+    def _track(self, stream_id: str, registration: _Disposable) -> _Tracked:
         self._registrations.setdefault(stream_id, []).append(registration)
         return _Tracked(self._registrations, stream_id, registration)
 
@@ -250,11 +264,6 @@ class EngineTransport:
             await self._presence.leave(reading.stream_id)
 
 
-def _named(*handlers: Handler | None) -> list[tuple[str, Handler]]:
-    names = ("on_done", "on_error", "on_aborted")
-    return [(name, handler) for name, handler in zip(names, handlers, strict=True) if handler is not None]
-
-
 def _check_callable(field: str, value: object) -> None:
     if not callable(value):
         raise InvalidArgumentError(field, f"must be callable, not {type(value).__name__}")
@@ -301,11 +310,15 @@ class _Tracked:
     def __init__(self, table: dict[str, list[_Disposable]], stream_id: str, registration: _Disposable) -> None:
         self._table, self._stream_id, self._registration = table, stream_id, registration
 
-    async def dispose(self) -> None:
-        """Remove just this callback."""
+    def forget(self) -> None:
+        """It is over by itself."""
         known = self._table.get(self._stream_id, [])
         if self._registration in known:
             known.remove(self._registration)
             if not known:
                 self._table.pop(self._stream_id, None)
+
+    async def dispose(self) -> None:
+        """Remove just this callback."""
+        self.forget()
         await self._registration.dispose()

@@ -18,7 +18,7 @@ from natsjobs.engine import wire
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.creation import remove_log
-from natsjobs.engine.jobs import JobRecord, active_key, mark_ended, put_active, record_of
+from natsjobs.engine.jobs import JobRecord, active_key, mark_ended, put_active, read_record, record_of
 from natsjobs.engine.liveness import Liveness
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
@@ -26,7 +26,7 @@ from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Run, Runs, lost_end
 from natsjobs.engine.terminals import find_terminal
 from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
-from natsjobs.models import EndReason, EventType
+from natsjobs.models import EndReason
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Upkeep:
 
     def __init__(self, context: Context, runs: Runs, liveness: Liveness, content: ContentState) -> None:
         """Nothing happens before ``start``."""
+        self._gone: set[tuple[str, str]] = set()  # logs that the sweep knows to be tombstones
         self._context, self._runs, self._liveness, self._content = context, runs, liveness, content
 
     def start(self) -> None:
@@ -87,7 +88,7 @@ class Upkeep:
             run.active_at = time.monotonic() - idle
             return
         _log.warning("job %s had no activity for %.0f s and ends", stream_id, limit)
-        await self._end(stream_id, generation, EndReason.EXPIRED)
+        await self._end_expired(stream_id, generation)
 
     async def _idle_time(self, stream_id: str, generation: str) -> float | None:
         events = self._context.link.events
@@ -98,17 +99,12 @@ class Upkeep:
         state = await patiently(events.state, limit=self._context.patience)
         return max(0.0, state.now - newest.time)
 
-    async def _end(self, stream_id: str, generation: str, reason: EndReason) -> bool:
-        texts = {
-            EndReason.EXPIRED: "the job had no activity for too long",
-            EndReason.OWNER_LOST: "the process that ran this job is gone",
-        }
-        end = lost_end(texts[reason], reason)
+    async def _end_expired(self, stream_id: str, generation: str) -> bool:
+        end = lost_end("the job had no activity for too long", EndReason.EXPIRED)
         try:
             terminal, _ = await self._runs.end(stream_id, generation, end)
         except JobClosedError:
-            gone = wire.Terminal(EventType("error"), 0, 0, "", reason, None, end.data)
-            return await mark_ended(self._context, stream_id, generation, gone) is not None
+            return True  # its log was gone, and now the record says so
         return terminal.request == end.request
 
     async def _retire(self) -> None:
@@ -150,7 +146,10 @@ class Upkeep:
         running = [record for record in records.values() if not record.status.is_terminal]
         ended = 0
         for record in running:
-            ended += await self._sweep_running(record, logs, now)
+            try:
+                ended += await self._sweep_running(record, logs, now)
+            except NatsJobsError as error:
+                _log.warning("the sweep passes over %s: %s", record.stream_id, error)  # one job holds up no other
         ended += await self._sweep_owners(running, alive)
         ended += await self._sweep_index(entries, records)
         await self._sweep_missing_index(entries, running)
@@ -168,7 +167,7 @@ class Upkeep:
         if limit > 0 and now - record.time > limit and (record.stream_id, record.generation) not in self._runs.owned:
             idle = await self._idle_time(record.stream_id, record.generation)
             if idle is None or idle > limit:
-                return int(await self._end(record.stream_id, record.generation, EndReason.EXPIRED))
+                return int(await self._end_expired(record.stream_id, record.generation))
         return 0
 
     async def _sweep_owners(self, running: list[JobRecord], alive: set[str]) -> int:
@@ -203,7 +202,7 @@ class Upkeep:
                 and active_key(self._context, record.job) == slot.key
             ):
                 continue
-            record = record_of(await self._context.records.read(self._context.subjects.record("job", parts[2])))
+            record = await read_record(self._context, parts[2])
             if record is None or record.status.is_terminal or active_key(self._context, record.job) != slot.key:
                 dropped += await self._drop_entry(slot)
         return dropped
@@ -220,32 +219,29 @@ class Upkeep:
         listed = {slot.key: (slot.value or {}).get("generation") for slot in entries}
         for record in running:
             if listed.get(active_key(self._context, record.job)) != record.generation:
-                current = record_of(await self._context.records.read(self._job_key(record)))
+                current = await read_record(self._context, record.stream_id)
                 if current is not None and current.generation == record.generation and not current.status.is_terminal:
                     await put_active(self._context, current.job)
-
-    def _job_key(self, record: JobRecord) -> str:
-        return self._context.subjects.record("job", record.stream_id)
 
     async def _sweep_logs(self, logs: dict[str, int], records: dict[str, JobRecord]) -> None:
         """Logs that no record names: a create that died, a generation that was replaced, a job that expired."""
         subjects, events = self._context.subjects, self._context.link.events
         found = {(parts[0], parts[1]) for name in logs if (parts := subjects.split_event(name)) is not None}
-        for stream_id, generation in found:
-            known = records.get(stream_id)
-            if known is not None and known.generation == generation:
-                continue
-            record = record_of(await self._context.records.read(subjects.record("job", stream_id)))
-            if (record is not None and record.generation == generation) or (stream_id, generation) in self._runs.owned:
-                continue
+        named = {(record.stream_id, record.generation) for record in records.values()}
+        self._gone &= found
+        now = (await patiently(events.state, limit=self._context.patience)).now
+        for stream_id, generation in found - named - self._gone:
             newest = await patiently(
                 partial(events.last, subjects.scope(stream_id, generation)), limit=self._context.patience
             )
-            if newest is None:
+            if newest is None or now - newest.time < self._context.config.retention.orphan:
                 continue
             entry = wire.decode(newest.body)
-            now = (await patiently(events.state, limit=self._context.patience)).now
-            if now - newest.time < self._context.config.retention.orphan or (entry and entry.type == "gone"):
+            if entry is not None and entry.type == "gone":
+                self._gone.add((stream_id, generation))  # its tombstone goes by itself
+                continue
+            record = await read_record(self._context, stream_id)  # again: the list is older than the log may be
+            if (record is not None and record.generation == generation) or (stream_id, generation) in self._runs.owned:
                 continue
             began = time.monotonic()
             try:

@@ -140,26 +140,26 @@ def _encode_checked(event: Any, enc_hook: Any) -> bytes:
             f"an event of type {type(event).__name__} has no JSON form: {error}; "
             'pass plain data (pydantic: model_dump(mode="json")), or set Config(enc_hook=...)'
         ) from None
-    if b"null" in raw and _has_no_number(event, 0, enc_hook):
+    if b"null" in raw and _has_nan(event, enc_hook):
         raise InvalidEventError("NaN and Infinity have no JSON form")
     return raw
 
 
-def _has_no_number(value: Any, depth: int, enc_hook: Any) -> bool:
+def _has_nan(value: Any, enc_hook: Any) -> bool:
     """Whether a NaN or an Infinity is inside: msgspec writes them as ``null``, which would lose them silently."""
     if isinstance(value, float):
         return value != value or value in (float("inf"), float("-inf"))
     if value is None or isinstance(value, str | int | bytes):
         return False
     if isinstance(value, dict):
-        return any(_has_no_number(v, depth + 1, enc_hook) for v in value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return any(_has_nan(v, enc_hook) for v in value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, list | tuple | set | frozenset):
-        return any(_has_no_number(v, depth + 1, enc_hook) for v in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return any(_has_nan(v, enc_hook) for v in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     try:
         plain = msgspec.to_builtins(value, enc_hook=enc_hook)
     except (TypeError, ValueError, NotImplementedError):
         return False
-    return plain is not value and _has_no_number(plain, depth + 1, enc_hook)
+    return plain is not value and _has_nan(plain, enc_hook)
 
 
 _object_decoder = msgspec.json.Decoder(dict[str, Any])

@@ -71,11 +71,6 @@ class Wire:
         return self._tap.nc
 
     @property
-    def started(self) -> bool:
-        """Between ``start`` and ``stop``."""
-        return self._tap is not None
-
-    @property
     def connected_since(self) -> float | None:
         """Monotonic time since which the connection is unbroken and no stream request failed; ``None``: away."""
         return self._since if self._tap is not None and self._tap.nc.is_connected else None

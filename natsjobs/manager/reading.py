@@ -43,6 +43,8 @@ class ReaderBlock:
 
     async def __aenter__(self) -> EventReader:
         self._require_open()
+        if self._reader is not None or self._closed:
+            raise NotOpenError("this subscription was already entered; call subscribe() again")
         self._readers.add(self)
         try:
             self._reader = await self._unless_closed(self._inner.__aenter__)
