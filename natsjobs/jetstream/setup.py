@@ -254,7 +254,7 @@ class Setup:
         while True:
             try:
                 answer: _Answer = await ask()
-            except StreamFullError:
+            except (StreamFullError, StreamMissingError):
                 raise
             except UnavailableError as error:
                 if "permission" in str(error) or time.monotonic() + pause > deadline:
