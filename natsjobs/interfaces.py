@@ -88,12 +88,25 @@ class EventReader(Protocol):
         """The cursor of the event given last; ``None`` before the first."""
         ...
 
+    @property
+    def stored(self) -> int:
+        """How many events the generation has, as far as is known here; those up to it can be had at once."""
+        ...
+
 
 class JobStore(Protocol):
     """Job metadata, content and usage."""
 
     async def initialize(self) -> None:
         """Connect what is needed, create or check stream and bucket, start background work. Twice is fine."""
+        ...
+
+    async def check(self) -> None:
+        """Ask NATS for the stream and the bucket, now.
+
+        Raises:
+            UnavailableError: One of them does not answer or is gone.
+        """
         ...
 
     async def create_job(

@@ -155,6 +155,11 @@ class LogReader:
         """The cursor of the event given last."""
         return self._cursor
 
+    @property
+    def stored(self) -> int:
+        """How many events the generation has, as far as is known here."""
+        return self._tail.next if self._tail is not None else 0
+
     def __aiter__(self) -> LogReader:
         return self
 

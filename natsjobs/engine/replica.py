@@ -17,10 +17,10 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.creation import Creation
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.liveness import Liveness
-from natsjobs.engine.ports import Link
+from natsjobs.engine.ports import Link, StreamMissingError
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.engine.upkeep import Upkeep
-from natsjobs.errors import NatsJobsError
+from natsjobs.errors import NatsJobsError, NotOpenError, UnavailableError
 from natsjobs.models import EndReason
 
 _log = logging.getLogger(__name__)
@@ -68,6 +68,16 @@ class Replica:
             self._users.discard(user)
             if not self._users:
                 await self._stop()
+
+    async def check(self, *, opened: bool) -> None:
+        """Ask for both streams; what is wrong with them is an ``UnavailableError``."""
+        if not opened:
+            raise NotOpenError("this job store is not open: call `await store.initialize()` first")
+        for what, stream in (("stream", self.context.link.events), ("bucket", self.context.link.records)):
+            try:
+                await stream.state()
+            except StreamMissingError as error:
+                raise UnavailableError(f"the {what} does not exist any more; run: natsjobs setup") from error
 
     async def _stop(self) -> None:
         await self.liveness.stop()

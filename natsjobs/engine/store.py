@@ -67,6 +67,10 @@ class EngineStore:
             await self.replica.shut_down()
             await self.replica.close(self)
 
+    async def check(self) -> None:
+        """Ask NATS for the stream and the bucket, now."""
+        await self.replica.check(opened=self._opened)
+
     def _check(self, stream_id: object, field: str = "stream_id") -> str:
         checked = self._context.check_id(stream_id, field)
         if not self._opened:

@@ -96,6 +96,11 @@ class ReaderBlock:
         return self._entered.cursor
 
     @property
+    def stored(self) -> int:
+        """How many events the generation has, as far as is known here."""
+        return self._entered.stored
+
+    @property
     def _entered(self) -> EventReader:
         if self._reader is None:
             raise NotOpenError("this reader is not open; enter it first: async with jobs.subscribe(...) as events")

@@ -208,6 +208,7 @@ def settings() -> None:
 
 async def store(jobs: JobStore, status: JobStatus) -> None:
     assert_type(await jobs.initialize(), None)
+    assert_type(await jobs.check(), None)
     job = await jobs.create_job("s", "u", "c", tenant_id="t", if_running="reject", model="m", user_message=None)
     assert_type(job, Job)
     assert_type(await jobs.create_job("s", "u", **FIELDS), Job)
@@ -331,6 +332,7 @@ async def manager(jobs: JobManager) -> None:
     async with reading as events:
         assert_type(events.job, Job)
         assert_type(events.cursor, str | None)
+        assert_type(events.stored, int)
         assert_type(await anext(events), StreamEvent)
         async for event in events:
             assert_type(event, StreamEvent)
