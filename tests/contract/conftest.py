@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from backends import Backend, MemoryBackend, NatsBackend, Replica
+from gateways import OpenGateway, Served, gateways
 
 SERVERS = {"nats-2.15": "newest_server", "nats-2.11": "oldest_server"}
 
@@ -79,3 +80,16 @@ def transport(replica: Replica) -> Any:
 def transport_b(replica_b: Replica) -> Any:
     """The EventTransport of replica B."""
     return replica_b.transport
+
+
+@pytest.fixture
+async def open_gateway(backend: Backend) -> AsyncIterator[OpenGateway]:
+    """Call it with a manager: a gateway on a real HTTP server, stopped before its replica is."""
+    async with gateways() as start:
+        yield start
+
+
+@pytest.fixture
+async def gate(open_gateway: OpenGateway, jobs: Any) -> Served:
+    """A gateway on replica A that lets everybody do everything."""
+    return await open_gateway(jobs)

@@ -1,0 +1,14 @@
+"""The gateway: jobs over HTTP, as an ASGI application. Needs the extra ``natsjobs[http]``.
+
+``sse`` (events as server-sent events, pure), ``delivery`` (what one request wants to see of a job), ``feed`` (one open
+response: reader, buffer, socket), ``streams`` and ``chat`` (the endpoints), ``access`` (who may), ``admission`` (how
+many), ``problems`` (errors as answers), ``settings``, ``app`` (all of it together), ``serving`` (under uvicorn). It
+stands on the public names of the package alone: a gateway can do nothing that its application could not.
+"""
+
+from natsjobs.http.access import Action, Authorize, bearer, named_user, owners
+from natsjobs.http.app import Gateway, gateway
+from natsjobs.http.settings import GatewayConfig
+from natsjobs.http.sse import encode_sse
+
+__all__ = ["Action", "Authorize", "Gateway", "GatewayConfig", "bearer", "encode_sse", "gateway", "named_user", "owners"]

@@ -1,0 +1,101 @@
+"""Who may do what: the application's hook, and two small parts to build one from.
+
+The gateway asks the hook once per request and obeys; it decides nothing itself and keeps no identities. ``/healthz``
+and ``/readyz`` are for probes and ask nobody.
+"""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from enum import StrEnum
+from typing import TypeAlias
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from natsjobs.errors import JobNotFoundError
+from natsjobs.http.requests import path_id
+from natsjobs.manager import JobManager
+
+
+class Action(StrEnum):
+    """What a request wants. More may follow: refuse what you do not know."""
+
+    READ = "read"
+    """See the job, its state or its events."""
+    ABORT = "abort"
+    """Stop it."""
+    LIST = "list"
+    """List one user's jobs: ``stream_id`` is ``None``, the user is the id in the path, ``named_user(request)``."""
+
+
+Authorize: TypeAlias = Callable[[Request, str | None, Action], object]
+"""``authorize(request, stream_id, action) -> identity``, plain or async.
+
+What it returns is whoever asks, and lands in ``request.state.identity``; ``None`` or ``False`` refuses (403). It may
+raise ``PermissionError`` (403), or a Starlette ``HTTPException`` or an error of natsjobs, which become the answer.
+"""
+
+Identify: TypeAlias = Callable[[Request], str | Awaitable[str | None] | None]
+"""Request in, user id out; ``None``: nobody we know."""
+
+
+def named_user(request: Request) -> str:
+    """The user whose jobs are to be listed."""
+    return path_id(request, "user_id")
+
+
+async def ask(authorize: Authorize, request: Request, stream_id: str | None, action: Action) -> None:
+    """Ask the hook.
+
+    Raises:
+        PermissionError: It refused.
+    """
+    identity = authorize(request, stream_id, action)
+    if inspect.isawaitable(identity):
+        identity = await identity
+    if identity is None or identity is False:
+        raise PermissionError(f"{action.value} of {stream_id!r}")
+    request.state.identity = identity
+
+
+def bearer(tokens: Mapping[str, str]) -> Identify:
+    """Users by ``Authorization: Bearer``; ``tokens`` maps each token to a user id. For ``owners``, and an example."""
+    known = [(token.encode(), user) for token, user in tokens.items()]
+
+    def identify(request: Request) -> str | None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        offered = given.strip().encode("utf-8", "surrogateescape")
+        found = None
+        for token, user in known:  # all of them: how long it takes says nothing about which one was close
+            if hmac.compare_digest(token, offered):
+                found = user
+        return found if scheme.lower() == "bearer" else None
+
+    return identify
+
+
+def owners(jobs: JobManager, identify: Identify) -> Authorize:
+    """A hook by which everybody may use their own jobs, and nobody learns that others exist.
+
+    Nobody known: 401. Somebody else's job is answered as one that does not exist. Costs one read of the job record.
+    """
+
+    async def authorize(request: Request, stream_id: str | None, action: Action) -> object:
+        user = identify(request)
+        if inspect.isawaitable(user):
+            user = await user
+        if not user:
+            raise HTTPException(401, "say who you are", {"WWW-Authenticate": "Bearer"})
+        if action is Action.LIST:
+            return user if named_user(request) == user else None
+        if action not in {Action.READ, Action.ABORT} or stream_id is None:
+            return None
+        job = await jobs.get(stream_id)
+        if job is None or job.user_id != user:
+            raise JobNotFoundError(stream_id)
+        return user
+
+    return authorize
