@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from natsjobs import __version__
-from natsjobs.cli import jobs, namespace, pipe
+from natsjobs.cli import jobs, namespace, pipe, serve
 from natsjobs.cli.demo import command
 from natsjobs.cli.options import Creds, Embedded, Namespace, Options, Server, set_up_logging
 
@@ -50,3 +50,4 @@ app.command("tail")(jobs.tail)
 app.command("pipe")(pipe.pipe)
 app.command("abort")(jobs.abort)
 app.command("setup")(namespace.setup)
+app.command("serve")(serve.serve)

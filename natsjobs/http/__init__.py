@@ -6,9 +6,20 @@ many), ``problems`` (errors as answers), ``settings``, ``app`` (all of it togeth
 stands on the public names of the package alone: a gateway can do nothing that its application could not.
 """
 
-from natsjobs.http.access import Action, Authorize, bearer, named_user, owners
+from natsjobs.http.access import Action, Authorize, bearer, named_user, owners, this_machine
 from natsjobs.http.app import Gateway, gateway
 from natsjobs.http.settings import GatewayConfig
 from natsjobs.http.sse import encode_sse
 
-__all__ = ["Action", "Authorize", "Gateway", "GatewayConfig", "bearer", "encode_sse", "gateway", "named_user", "owners"]
+__all__ = [
+    "Action",
+    "Authorize",
+    "Gateway",
+    "GatewayConfig",
+    "bearer",
+    "encode_sse",
+    "gateway",
+    "named_user",
+    "owners",
+    "this_machine",
+]

@@ -1,4 +1,4 @@
-"""Who may do what: the application's hook, and two small parts to build one from.
+"""Who may do what: the application's hook, and small parts to build one from.
 
 The gateway asks the hook once per request and obeys; it decides nothing itself and keeps no identities. ``/healthz``
 and ``/readyz`` are for probes and ask nobody.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hmac
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import ipaddress
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from enum import StrEnum
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -99,3 +101,30 @@ def owners(jobs: JobManager, identify: Identify) -> Authorize:
         return user
 
     return authorize
+
+
+def this_machine(origins: Collection[str] = ()) -> Authorize:
+    """A hook for a gateway that listens on loopback and lets every program there do everything.
+
+    Not so the web pages in this machine's browsers: they are refused unless they come from loopback themselves or
+    from ``origins``, and so are requests under any other host name, which is how a page gets around that (DNS
+    rebinding).
+    """
+
+    def authorize(request: Request, _stream_id: str | None, _action: Action) -> object:
+        origin = request.headers.get("origin")
+        if not _is_here("//" + request.headers.get("host", "")):
+            raise PermissionError("the host is not this machine")
+        if origin is not None and origin not in origins and not _is_here(origin):
+            raise PermissionError(f"a page of {origin}")
+        return "local"
+
+    return authorize
+
+
+def _is_here(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -32,6 +32,7 @@ COMMANDS = [
     ["pipe", "conv", "--user", "u"],
     ["abort", "conv"],
     ["setup"],
+    ["serve", "--port", "0"],
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, assert_type
 
 import nats
 from nats.aio.client import Client
+from starlette.requests import Request
 
 import natsjobs
 from natsjobs import (
@@ -46,6 +47,7 @@ from natsjobs import (
     embedded,
 )
 from natsjobs.content import ContentFold, fold
+from natsjobs.http import Action, Authorize, Gateway, GatewayConfig, bearer, encode_sse, gateway, owners, this_machine
 from natsjobs.memory import MemorySystem
 from natsjobs.usage import UsageTotals, spend_collected_usage
 
@@ -447,3 +449,27 @@ async def usage_and_content(usage: list[UsageMetadata]) -> None:
 def testing() -> None:
     with embedded.server(port=0, store_dir=None) as server:
         assert_type(server.url, str)
+
+
+# -- HTTP -------------------------------------------------------------------------------------------------------
+
+
+def serving(jobs: JobManager, event: StreamEvent) -> None:
+    async def authorize(request: Request, stream_id: str | None, action: Action) -> str | None: ...
+
+    def authorize_now(request: Request, stream_id: str | None, action: str) -> dict[str, str]:
+        return {}
+
+    async def identify(request: Request) -> str | None: ...
+
+    async def bill(result: AbortResult) -> None: ...
+
+    hooks: list[Authorize] = [authorize, authorize_now, owners(jobs, identify), owners(jobs, bearer({"token": "u"}))]
+    assert_type(gateway(jobs, authorize=authorize), Gateway)
+    assert_type(gateway(jobs, authorize=authorize_now), Gateway)
+    assert_type(gateway(jobs, authorize=hooks[0], on_abort=bill), Gateway)
+    app = gateway(jobs, authorize=this_machine(), config=GatewayConfig(heartbeat=5, origins=("https://a",)))
+    assert_type(app.open_streams, int)
+    assert_type(app.close(), None)
+    assert_type(encode_sse(event), bytes)
+    assert_type(encode_sse(event, raw=True), bytes)

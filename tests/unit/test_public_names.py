@@ -32,6 +32,18 @@ MODULES = {
     "natsjobs.content": ["ContentFold", "fold"],
     "natsjobs.embedded": ["server"],
     "natsjobs.memory": ["MemorySystem"],
+    "natsjobs.http": [
+        "Action",
+        "Authorize",
+        "Gateway",
+        "GatewayConfig",
+        "bearer",
+        "encode_sse",
+        "gateway",
+        "named_user",
+        "owners",
+        "this_machine",
+    ],
 }
 
 
