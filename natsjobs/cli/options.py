@@ -28,6 +28,8 @@ from natsjobs.errors import (
     ConfigError,
     InvalidArgumentError,
     InvalidCursorError,
+    JobNotFoundError,
+    JobRunningError,
     NatsJobsError,
     StreamFullError,
     UnavailableError,
@@ -199,9 +201,20 @@ def guard(work: Callable[[], int]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _SHELL + signal.SIGPIPE
         known = isinstance(cause, NatsJobsError)
-        complain(str(cause) if known else f"unexpected {type(cause).__name__}: {cause} (run with --debug)")
+        complain(_in_shell_words(cause) if known else f"unexpected {type(cause).__name__}: {cause} (run with --debug)")
         _log.debug("where it came from", exc_info=exc)
         return status_of(cause)
+
+
+def _in_shell_words(error: BaseException) -> str:
+    """What happened and what to do next, for somebody who types commands and not Python."""
+    if isinstance(error, JobNotFoundError):
+        return f"no job {error.stream_id!r}: never created, deleted or expired; see `natsjobs ls`, or `tail --wait`"
+    if isinstance(error, InvalidCursorError):
+        return f"not a cursor: {error.cursor!r:.80}; give the one that `tail` printed, or leave out --after"
+    if isinstance(error, JobRunningError):
+        return f"job {error.job.stream_id!r} is running; leave out --reject to replace it, or abort it"
+    return str(error)
 
 
 def status_of(error: BaseException) -> int:
