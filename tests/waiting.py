@@ -127,3 +127,16 @@ class Calls:
     async def until(self, count: int) -> None:
         """Wait until it was called ``count`` times."""
         await eventually(lambda: self.count >= count, what=f"{count} calls, there were {self.count}")
+
+
+async def known(nc: Any) -> None:
+    """Wait until the server knows every subscription made on this connection; ``flush()`` does not tell that."""
+    back = asyncio.Event()
+
+    async def hear(_: object) -> None:
+        back.set()
+
+    sub = await nc.subscribe(inbox := nc.new_inbox(), cb=hear)
+    await nc.publish(inbox, b"")
+    await soon(back.wait())
+    await sub.unsubscribe()

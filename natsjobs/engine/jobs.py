@@ -228,7 +228,8 @@ async def mark_ended(context: Context, stream_id: str, generation: str, terminal
             changes["error"] = msgspec.json.decode(terminal.raw)
         elif terminal.raw != b"null":
             changes["finalEvent"] = terminal.raw.decode()
-            if len(wire.ascii_json({**record.data, **changes})) > context.config.limits.record_bytes:
+            limit = context.config.limits.record_bytes  # of the whole record, in its escaped form
+            if len(terminal.raw) > limit // 4 or len(wire.ascii_json({**record.data, **changes})) > limit:
                 changes["finalEvent"] = None  # too large for a record: `get_job` reads it from the log (B7)
                 changes["finalSeq"] = terminal.seq
         try:

@@ -76,7 +76,7 @@ def test_the_err_code_decides(code: int, err_code: int, description: str, meant:
 def test_what_is_ours_passes_and_the_rest_is_translated() -> None:
     """No error of nats-py leaves the context manager."""
     with pytest.raises(StreamMissingError), translated("testing"):
-        raise StreamMissingError
+        raise StreamMissingError("there is no stream")
     with pytest.raises(UnavailableError, match="testing: nats: connection closed"), translated("testing"):
         raise nats.errors.ConnectionClosedError
     with pytest.raises(UnavailableError), translated("testing"):

@@ -14,7 +14,7 @@ import pytest
 from backends import NatsBackend
 from jetstream_kit import quiet, server
 from strangers import Stranger, events_of, namespace
-from waiting import Calls, check_whole, eventually, read_all, soon, take
+from waiting import Calls, check_whole, eventually, known, read_all, soon, take
 
 import natsjobs
 from natsjobs import JobClosedError, UnavailableError
@@ -60,7 +60,7 @@ async def test_b9_an_abort_signal_names_the_generation_read_at_the_leader(backen
     await b.store.create_job("s", "u")
     newest = await a.store.create_job("s", "u")
     spy = await stranger.nc.subscribe(backend.subjects.abort("s"))
-    await stranger.nc.flush()
+    await known(stranger.nc)
     await b.transport.emit_abort("s")
     body = ascii_line((await spy.next_msg(timeout=10)).data)
     assert list(body) == ["generation", "id"]
@@ -143,7 +143,7 @@ async def test_b10_what_is_in_no_log_is_not_believed(
             headers = {"Nats-Sequence": str(seq + 1), "Nats-Last-Sequence": str(seq), "Nats-Stream": stranger.events}
             live = backend.subjects.live_end("s", run.generation).removesuffix("end") + subject
             await stranger.nc.publish(live, body, headers=headers if numbered else None)
-            await stranger.nc.flush()
+            await known(stranger.nc)
             await run.emit("one")
             got += await take(events, 1)
             assert ended.count == 0

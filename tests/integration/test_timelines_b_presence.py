@@ -10,7 +10,7 @@ import nats.errors
 import pytest
 from backends import NatsBackend
 from strangers import Stranger, namespace
-from waiting import Calls, Heard, eventually
+from waiting import Calls, Heard, eventually, known
 
 LEASE = 1.5
 
@@ -41,7 +41,7 @@ class Frozen:
     async def say(self, what: str) -> None:
         body = f'{{"event":"{what}","replica":"frozen","count":1}}'.encode()
         await self.stranger.nc.publish(self.stranger.subjects.joined("s"), body)
-        await self.stranger.nc.flush()
+        await known(self.stranger.nc)
 
     async def _hear(self, message: Any) -> None:
         self.asked.append(asyncio.get_running_loop().time())
@@ -77,7 +77,7 @@ async def test_b1_whoever_hears_of_a_join_can_reach_the_subscriber(backend: Nats
     replica = await backend.replica()
     stranger = await Stranger.of(backend)
     joins = await stranger.nc.subscribe(f"{backend.namespace}.joined.*")
-    await stranger.nc.flush()
+    await known(stranger.nc)
     for n in range(100):
         subscription = await Heard().attach(replica.transport, f"s{n}")
         message = await joins.next_msg(timeout=10)
@@ -135,7 +135,7 @@ async def test_b1_a_count_waits_for_all_replicas_that_spoke_last_time(backend: N
         await message.respond(b'{"count":40}')
 
     sub = await stranger.nc.subscribe(backend.subjects.presence("s"), cb=garbage)
-    await stranger.nc.flush()
+    await known(stranger.nc)
     subscriptions = [await Heard().attach(one.transport, "s") for one in (a, b, b)]
     for _ in range(20):
         assert await a.transport.count_subscribers("s") == 3

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from backends import NatsBackend
 from strangers import Stranger, gate_records, namespace
-from waiting import eventually, soon
+from waiting import eventually, known, soon
 
 from natsjobs.engine.jobs import put_active
 
@@ -128,7 +128,7 @@ async def test_b6_a_list_is_whole_while_records_are_rewritten(backend: NatsBacke
     bodies = [_record(f"s{n}") for n in range(JOBS)]
     for subject, body in zip(subjects, bodies, strict=True):
         await stranger.nc.publish(subject, body)
-    await stranger.nc.flush()
+    await known(stranger.nc)
     assert len(await a.manager.list_jobs()) == JOBS
     stop = asyncio.Event()
     rewritten = 0

@@ -18,7 +18,7 @@ import pytest
 from backends import NatsBackend
 from nats.aio.msg import Msg
 from strangers import Stored, Stranger, namespace
-from waiting import Heard, eventually, take
+from waiting import Heard, eventually, known, take
 
 GOLDEN = Path(__file__).parent / "golden"
 TIMES = {"createdAt", "completedAt", "lastActiveAt", "at"}
@@ -182,7 +182,7 @@ async def test_what_is_republished_goes_where_the_layout_says(backend: NatsBacke
     a = await backend.replica(backend.config(timing={"lease": 60, "renew": 20, "sweep": 600}))
     for name in ("live", "kv"):
         await stranger.nc.subscribe(f"{backend.namespace}.{name}.>", cb=hear)
-    await stranger.nc.flush()
+    await known(stranger.nc)
     await a.store.create_job("s", "bob")
     await a.store.append_chunk("s", {"text": "é"})
     await a.manager.abort("s")
@@ -213,7 +213,7 @@ async def test_what_is_said_on_core_subjects_is_as_the_layout_says(backend: Nats
                 said.append({"subject": plain.text(message.subject), "body": plain.value(body)})
 
     spy = await stranger.nc.subscribe(f"{backend.namespace}.>", cb=hear)
-    await stranger.nc.flush()
+    await known(stranger.nc)
     job = await a.store.create_job("s", "bob")
     subscription = await Heard().attach(b.transport, "s")
     await eventually(lambda: len(said) >= 1)

@@ -22,7 +22,7 @@ from backends import NatsBackend, NatsReplica
 from jetstream_kit import Proxy
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from waiting import eventually, soon
+from waiting import eventually, known, soon
 
 from natsjobs import Config, NatsEventTransport, NatsJobStore, UnavailableError
 from natsjobs.engine.ports import Message
@@ -85,7 +85,7 @@ class HookedReplica(NatsReplica):
         for sid, sub in self.nc._subs.items():
             if sub.subject.startswith(prefix):
                 await self.nc._send_unsubscribe(sid)
-        await self.nc.flush()
+        await known(self.nc)
 
 
 class Timelines(NatsBackend):
@@ -174,7 +174,7 @@ async def spying(nc: Client, *subjects: str) -> AsyncIterator[list[Msg]]:
         heard.append(msg)
 
     subscriptions = [await nc.subscribe(subject, cb=hear) for subject in subjects]
-    await nc.flush()
+    await known(nc)
     try:
         yield heard
     finally:
