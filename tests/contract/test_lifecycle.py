@@ -23,6 +23,7 @@ STORE_CALLS = {
     "get_job_count": (),
     "get_job_count_by_status": ("running",),
     "cleanup": (),
+    "check": (),
     "get_content_parts": ("s1",),
     "get_run_steps": ("s1",),
     "save_run_steps": ("s1", []),
