@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from backends import environment
 
+pytest_plugins = ["fault_table"]
+
 OLDEST = "2.11.11"
 TOO_OLD = "2.10.26"
 ROOT = Path(__file__).resolve().parent.parent
