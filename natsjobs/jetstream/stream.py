@@ -247,7 +247,10 @@ class NatsStream:
     def _take_ack(self, body: bytes, headers: bytes) -> _Ack | None:
         if headers and status_of(headers):
             return _Ack()
-        ack = _ack.decode(body)
+        try:
+            ack = _ack.decode(body)
+        except (msgspec.MsgspecError, RecursionError) as error:  # somebody else answers here: it may be stored
+            raise RequestFailedError(f"the answer is none of JetStream ({error})", sent=True) from None
         if ack.error is not None and not ack.stream:
             return ack
         if ack.stream == self.name and (self.domain is None or ack.domain == self.domain):
@@ -305,7 +308,7 @@ class NatsStream:
 
         try:
             return bool(await self._wire.request(self._about, b"", take, limit=min(1.0, self._request)))
-        except RequestFailedError:
+        except (RequestFailedError, msgspec.MsgspecError):
             return False
 
 

@@ -239,6 +239,21 @@ async def test_a_full_stream_is_told_apart_from_an_unavailable_one(here: Space) 
     assert here.link.connected_since is not None
 
 
+async def test_an_acknowledgement_that_is_none_is_an_unknown_outcome(here: Space) -> None:
+    """Somebody else answers where the stream should, with anything: the write may have happened."""
+    answers = [b"", b"garbage", b'{"stream": 7}', b"[1]", b"\xff\xfe", b'{"error": "no object"}', b"[" * 5000]
+
+    async def reply(msg: Any) -> None:
+        await msg.respond(answers[0])
+
+    await here.nc.subscribe("elsewhere", cb=reply)
+    while answers:
+        with pytest.raises(UnavailableError) as unknown:
+            await here.link.events.append("elsewhere", b"x")
+        assert unknown.value.outcome_unknown, answers[0]
+        answers.pop(0)
+
+
 async def test_a_missing_stream_is_named_and_made_again(here: Space) -> None:
     """Every call says ``StreamMissingError``; the link creates the stream meanwhile (B11)."""
     calls: list[Any] = [
