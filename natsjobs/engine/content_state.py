@@ -17,7 +17,7 @@ from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, position_after
-from natsjobs.errors import InvalidArgumentError
+from natsjobs.errors import EventTooLargeError, InvalidArgumentError
 from natsjobs.models import ContentPart, EventType, RunStep
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class ContentState:
 
     async def save_steps(self, stream_id: str, generation: str, steps: Sequence[RunStep]) -> None:
         """Store the whole list."""
-        value = _plain_steps(steps, self._context.config.limits.record_bytes)
+        value = _plain_steps(steps, self._context.record_bytes)
         key = self._context.subjects.record("steps", stream_id, generation)
         ttl = max(self._context.config.retention.running * 2, self._context.config.retention.finished, 60)
         await self._context.records.write(key, {"steps": value, "write": wire.random_token()}, expect=None, ttl=ttl)
@@ -188,10 +188,11 @@ def _copy(parts: Iterable[ContentPart]) -> list[ContentPart]:
 def _plain_steps(steps: Sequence[RunStep], limit: int) -> list[Any]:
     if isinstance(steps, str | bytes) or not isinstance(steps, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgumentError("steps", f"must be a list of run steps, not {type(steps).__name__}")
-    raw = wire.encode_event(list(steps), limit=limit)
-    plain: list[Any] = msgspec.json.decode(raw)
+    plain: list[Any] = msgspec.json.decode(wire.encode_event(list(steps), limit=1 << 40))
     if not all(isinstance(step, dict) for step in plain):
         raise InvalidArgumentError("steps", "every run step must be a JSON object")
+    if (size := len(wire.ascii_json(plain))) > limit:
+        raise EventTooLargeError(size, limit, field="steps")
     return plain
 
 

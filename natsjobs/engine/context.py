@@ -13,6 +13,7 @@ from typing import Any
 
 from natsjobs.config import Config
 from natsjobs.engine import wire
+from natsjobs.engine.headroom import Headroom
 from natsjobs.engine.ports import Link
 from natsjobs.engine.records import Records
 from natsjobs.engine.subjects import Subjects, check_id
@@ -38,9 +39,15 @@ class Context:
         # A read survives an election (5-8 s); a write is tried for as long as a producer may wait.
         self.patience = 2 * config.timing.request
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
+        self.headroom = Headroom(link, every=config.timing.renew)
         self.tasks = Tasks()
         self._answers: set[asyncio.Task[Any]] = set()
         self.on_terminal: Callable[[str, str, wire.Terminal | None], None] = _ignore
+
+    @property
+    def record_bytes(self) -> int:
+        """Largest record: what the config says, or half of a message, for its end must fit into it as well."""
+        return min(self.config.limits.record_bytes, self.link.max_payload // 2)
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
         """Run something in the background; dropped when the replica is already closed."""

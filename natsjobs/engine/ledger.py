@@ -16,7 +16,7 @@ from typing import Any
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
-from natsjobs.errors import InvalidArgumentError, InvalidEventError, NotOpenError
+from natsjobs.errors import EventTooLargeError, InvalidArgumentError, InvalidEventError, NotOpenError
 from natsjobs.models import UsageMetadata, to_dict
 from natsjobs.usage import usage_from
 
@@ -43,12 +43,15 @@ class Ledger:
     async def record(self, stream_id: str, generation: str, usage: UsageMetadata | Mapping[str, Any]) -> None:
         """Store one entry, durable when it returns."""
         try:
-            wire.encode_event(usage, limit=_ENTRY_BYTES)
+            wire.encode_event(usage, limit=1 << 40)
         except InvalidEventError as error:
             raise InvalidArgumentError("usage", str(error)) from None
         entry = usage_from(usage)
         entry_id = wire.random_token(16)
         value = {**to_dict(entry), "id": entry_id}
+        limit = min(_ENTRY_BYTES, self._context.record_bytes)
+        if (size := len(wire.ascii_json(value))) > limit:
+            raise EventTooLargeError(size, limit, field="usage")
         key = self._context.subjects.record("usage", stream_id, generation, entry_id)
         await self._context.records.write(key, value, expect=0, ttl=self._context.config.retention.usage)
 
@@ -134,7 +137,7 @@ class Ledger:
             recorded.append(entry)  # first, so that a second caller does not record it too
             try:
                 await self.record(stream_id, generation, entry)
-            except InvalidArgumentError as error:
+            except (InvalidArgumentError, EventTooLargeError) as error:
                 _log.warning("an entry of the usage list of %s cannot be recorded: %s", stream_id, error)
             except BaseException:
                 recorded[:] = [other for other in recorded if other is not entry]

@@ -313,6 +313,31 @@ async def test_usage_of_the_wrong_shape_is_refused(store, bad):
     assert await store.get_collected_usage("s1") == []
 
 
+async def test_steps_and_usage_that_are_too_large_are_refused_like_a_record(store):
+    """EventTooLargeError names the field, counted as they are stored: escaped. What was saved before stays."""
+    await store.create_job("s1", "alice")
+    await store.save_run_steps("s1", [{"id": "a"}])
+    for text in ("x" * 300_000, "é" * 60_000):
+        with pytest.raises(EventTooLargeError) as refused:
+            await store.save_run_steps("s1", [{"id": "b", "text": text}])
+        assert refused.value.field == "steps"
+        assert refused.value.size > refused.value.limit == 262_144
+        with pytest.raises(EventTooLargeError) as refused:
+            await store.record_usage("s1", {"input_tokens": 1, "note": text})
+        assert refused.value.field == "usage"
+        assert refused.value.size > refused.value.limit
+    assert await store.get_run_steps("s1") == [{"id": "a"}]
+    assert await store.get_collected_usage("s1") == []
+
+
+async def test_a_listed_usage_entry_that_is_too_large_does_not_keep_a_job_from_ending(store):
+    """It is left out with a warning; the others are recorded."""
+    await store.create_job("s1", "alice")
+    store.set_collected_usage("s1", [{"input_tokens": 1, "note": "x" * 300_000}, {"input_tokens": 2}])
+    assert await store.update_job("s1", status="complete")
+    assert [entry.input_tokens for entry in await store.claim_usage("s1")] == [2]
+
+
 @pytest.mark.parametrize("bad", [7, "x", [7], [{"a": float("nan")}], [{"a": object()}]])
 async def test_run_steps_of_the_wrong_shape_are_refused(store, bad):
     """The saved ones stay."""
