@@ -214,4 +214,16 @@ class UnavailableError(NatsJobsError):
 
 
 class StreamFullError(UnavailableError):
-    """The JetStream stream is at its ``max_bytes`` or the account at its limit: raise it, or shorten the retention."""
+    """The stream is at its ``max_bytes``, the account at its limit, or the disk is full. Nothing was stored.
+
+    Raise the limit, or shorten the retention. Events are refused from 90 % of ``max_bytes`` on, so that runs can end.
+
+    Attributes:
+        size: Bytes that the stream holds, where that is known.
+        limit: Its ``max_bytes``, where that is known.
+    """
+
+    def __init__(self, message: str, *, size: int | None = None, limit: int | None = None) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit

@@ -127,6 +127,18 @@ class Backend:
         """Write a key of the bucket past the library."""
         raise NotImplementedError
 
+    async def limit(self, max_bytes: int, *, bucket: bool = False) -> None:
+        """Set ``max_bytes`` of the events stream, or of the bucket, as an operator would; -1: no limit."""
+        raise NotImplementedError
+
+    async def fill(self, size: int) -> None:
+        """Put ``size`` bytes into the events stream past the library, as somebody who knows no headroom."""
+        raise NotImplementedError
+
+    async def held(self) -> int:
+        """How many bytes the events stream holds."""
+        raise NotImplementedError
+
     async def close(self) -> None:
         """Close all replicas and check that nothing is left."""
         for replica in reversed(self.replicas):
@@ -203,6 +215,17 @@ class MemoryBackend(Backend):
     async def put_record(self, body: object, kind: str, *ids: str) -> None:
         async with self._link() as link:
             await link.records.append(self.subjects.record(kind, *ids), json.dumps(body).encode())
+
+    async def limit(self, max_bytes: int, *, bucket: bool = False) -> None:
+        self.system.limit("records" if bucket else "events", max_bytes)
+
+    async def fill(self, size: int) -> None:
+        async with self._link() as link:
+            await link.events.append(self.subjects.log("filler", "x"), b'"%s"' % (b"x" * size))
+
+    async def held(self) -> int:
+        async with self._link() as link:
+            return (await link.events.state()).bytes
 
     @contextlib.asynccontextmanager
     async def _link(self) -> AsyncIterator[MemoryLink]:
@@ -320,6 +343,20 @@ class NatsBackend(Backend):
     async def put_record(self, body: object, kind: str, *ids: str) -> None:
         nc = await self.admin()
         await nc.request(self.subjects.record(kind, *ids), json.dumps(body).encode(), timeout=10)
+
+    async def limit(self, max_bytes: int, *, bucket: bool = False) -> None:
+        stream = self.subjects.records_stream if bucket else self.subjects.events_stream
+        info = await self.api(f"STREAM.INFO.{stream}")
+        answer = await self.api(f"STREAM.UPDATE.{stream}", {**info["config"], "max_bytes": max_bytes})
+        assert "error" not in answer, answer
+
+    async def fill(self, size: int) -> None:
+        nc = await self.admin()
+        answer = await nc.request(self.subjects.log("filler", "x"), b'"%s"' % (b"x" * size), timeout=10)
+        assert b"error" not in answer.data, answer.data
+
+    async def held(self) -> int:
+        return int((await self.api(f"STREAM.INFO.{self.subjects.events_stream}"))["state"]["bytes"])
 
     async def close(self) -> None:
         try:

@@ -22,7 +22,7 @@ from natsjobs.engine.appender import End
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
-from natsjobs.engine.jobs import JobRecord, mark_ended, read_record
+from natsjobs.engine.jobs import JobRecord, read_record
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs
@@ -30,7 +30,7 @@ from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError
 from natsjobs.interfaces import Callback
 from natsjobs.models import AbortResult, ContentPart, EndReason
 
-_CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request
+_CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request, nor half a message
 
 
 class AbortRegistration:
@@ -131,6 +131,10 @@ class Aborts:
             ran.set_result(len(wanted))
         return len(wanted)
 
+    @property
+    def _carry(self) -> int:
+        return min(_CARRY_BYTES, self._context.link.max_payload // 2)
+
     # -- the owner's side ---------------------------------------------------------------------------------------
 
     async def answer_owner(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class Aborts:
         if request.get("op") != "abort":
             return answer
         live = self._content.live_parts(stream_id)
-        if live and len(carried := msgspec.json.encode(live)) <= _CARRY_BYTES:
+        if live and len(carried := msgspec.json.encode(live)) <= self._carry:
             answer["content"] = msgspec.Raw(carried)
         if not request.get("defer"):
             end = End("aborted", EndReason.ABORT, str(request["id"]), msgspec.json.encode(request.get("final")))
@@ -211,7 +215,7 @@ class Aborts:
             return AbortResult(success=False, reason="ended", job_data=record.job)
         request_id = wire.random_token(16)
         request: dict[str, Any] = {"op": "abort", "generation": generation, "id": request_id}
-        if len(raw) <= _CARRY_BYTES:
+        if len(raw) <= self._carry:
             request["final"] = msgspec.Raw(raw)
         else:
             request["defer"] = True
@@ -224,7 +228,7 @@ class Aborts:
         if terminal.request != request_id:
             reason = "replaced" if terminal.reason is EndReason.REPLACED else "ended"
             return AbortResult(success=False, reason=reason, job_data=(ended or record).job)
-        ended = ended or await mark_ended(context, stream_id, generation, terminal) or record
+        ended = ended or await self._runs.mark_ended(stream_id, generation, terminal) or record
         content = await self._content_of(stream_id, generation, answer)
         return AbortResult(
             success=True,

@@ -21,15 +21,13 @@ from typing import Any
 
 import msgspec
 
-from natsjobs.config import Config
 from natsjobs.engine import wire
 from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
-from natsjobs.engine.ports import Link
-from natsjobs.engine.subjects import Subjects
+from natsjobs.engine.context import Context
+from natsjobs.engine.headroom import fitting
 from natsjobs.engine.terminals import Position
-from natsjobs.errors import JobClosedError, StreamFullError, UnavailableError
+from natsjobs.errors import EventTooLargeError, JobClosedError, StreamFullError, UnavailableError
 from natsjobs.models import EndReason
-from natsjobs.tasks import Tasks
 
 GROUP_BYTES = 262_144
 """Largest group, so that a page of replay stays small and an owner's memory too."""
@@ -52,10 +50,7 @@ class Appender:
 
     def __init__(
         self,
-        link: Link,
-        subjects: Subjects,
-        config: Config,
-        tasks: Tasks,
+        context: Context,
         *,
         stream_id: str,
         generation: str,
@@ -67,8 +62,11 @@ class Appender:
         self.terminal: wire.Terminal | None = None
         self.closed: JobClosedError | None = None
         self.last_stored = time.monotonic()
-        self._link, self._config, self._tasks, self._on_closed = link, config, tasks, on_closed
-        self._chain = Chain(link, subjects, config, stream_id, generation, position)
+        self.refused: StreamFullError | None = None
+        """Why the last events of this generation are missing, if they are."""
+        self._link, self._config, self._tasks, self._on_closed = context.link, context.config, context.tasks, on_closed
+        self._headroom = context.headroom
+        self._chain = Chain(context.link, context.subjects, context.config, stream_id, generation, position)
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._taken = 0  # events ever queued
@@ -77,7 +75,6 @@ class Appender:
         self._flushers: list[tuple[int, asyncio.Future[int]]] = []
         self._drains: list[asyncio.Future[None]] = []
         self._error: Exception | None = None
-        self._refused: StreamFullError | None = None
         self._pending: tuple[bytes, int] | None = None  # undecided group: body, events
         self._sealed = False
         self._alone = asyncio.Lock()  # two ends at once would move each other's numbers, and both be stored
@@ -224,18 +221,26 @@ class Appender:
             if self._pending is None:
                 events = self._group()
                 if not events:
-                    await chain.append_parts(chain.log, "part", self._queue[0])
+                    await self._append_large(chain.log, "part", self._queue[0])
                     self._leave(1, chain.position.index - 1)
                     return
+                await self._headroom.admit(sum(map(len, events)))
                 body = wire.events_body(chain.position.index, chain.writer, events)
                 self._pending = (body, len(events))
             body, count = self._pending
             index = chain.position.index
-            stored = await chain.append(chain.log, body, after=index + count)
+            try:
+                stored = await chain.append(chain.log, body, after=index + count)
+            except EventTooLargeError:
+                stored = False  # the server takes less than it did when the group was built
             self._pending = None  # decided: only now may the group be built anew
             if stored:
                 self._leave(count, index)
                 return
+
+    async def _append_large(self, subject: str, kind: str, raw: bytes) -> int:
+        await self._headroom.admit(len(raw))
+        return await self._chain.append_parts(subject, kind, raw)
 
     def _group(self) -> list[bytes]:
         """Events for one message; empty: the first is too large for one."""
@@ -286,9 +291,6 @@ class Appender:
         async with self._alone:
             await self._drain()
             if self.closed is None:
-                if self._refused is not None and end.kind == "done":  # it is not done: events of it are missing
-                    text = f"the last events could not be stored: {self._refused}"
-                    end = End("error", None, end.request, msgspec.json.encode(text))
                 try:
                     self._close(await self._store_end(end))
                 except FencedError as fenced:
@@ -303,6 +305,8 @@ class Appender:
         async with self._alone:
             while not stored:
                 await self._drain()
+                if self.refused is not None:
+                    self._error = None  # what was refused would be cleared now
                 self._check(flushing=True)
                 self._busy = True  # no group may start between: the numbers are ours until this is decided
                 try:
@@ -314,6 +318,7 @@ class Appender:
                 finally:
                     self._busy = False
                     self._kick()
+            self.refused = None
 
     async def _drain(self) -> None:
         """Everything queued goes first; while it cannot be stored, neither can the end."""
@@ -328,30 +333,37 @@ class Appender:
                 return
             except StreamFullError as error:
                 # The end must fit all the same (B8); it says that the events which were refused are missing.
-                self._refused = error
+                self.refused = error
                 self._queue.clear()
                 self._queued_bytes = 0
                 self._pending = None
 
     async def _store_end(self, end: End) -> wire.Terminal:
-        chain = self._chain
+        chain, kind, data = self._chain, end.kind, end.data
         while True:
-            large = len(end.data) > INLINE_BYTES
-            first = await chain.append_parts(chain.end, "final", end.data) if large else 0
+            inline = min(INLINE_BYTES, self._link.max_payload - OVERHEAD)
+            if self.refused is not None:
+                kind, data = fitting(kind, data, self.refused, most=inline)
+            large = len(data) > inline
+            try:
+                first = await self._append_large(chain.end, "final", data) if large else 0
+            except StreamFullError as error:
+                self.refused = error
+                continue
             body = wire.end_body(
-                end.kind,
+                kind,
                 chain.position.index,
                 chain.writer,
                 previous=chain.position.seq,
                 reason=end.reason,
                 request=end.request,
-                data=b"null" if large else end.data,
+                data=b"null" if large else data,
                 first=first,
             )
             if await chain.append(chain.end, body, after=chain.position.index):
                 entry = wire.decode(body)
                 assert entry is not None
-                return chain.landed or wire.Terminal.of(entry, chain.position.seq, end.data)
+                return chain.landed or wire.Terminal.of(entry, chain.position.seq, data)
 
     def _close(self, terminal: wire.Terminal | None) -> JobClosedError:
         """No more writes: tell everybody who waits, and the replica, once."""

@@ -17,7 +17,7 @@ from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
-from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
 
 OVERHEAD = 2048  # headers and the JSON around the events
 _FENCE_TIME = 1.0  # against a writer at full speed no back-off for this long, or a terminal record never fits (C2)
@@ -59,6 +59,7 @@ class Chain:
             FencedError: Nothing will ever be stored here any more.
             UnavailableError: NATS was away for ``timing.give_up``; if ``outcome_unknown``, try the same bytes again.
             StreamFullError: The stream is full.
+            EventTooLargeError: The server takes less than it did; nothing is there. Make it smaller.
         """
         # Once it has given up, the next call tries once: nobody waits `give_up` twice for the same outage.
         spent = 0.0 if self._away_since is None else time.monotonic() - self._away_since
@@ -75,6 +76,10 @@ class Chain:
             except StreamMissingError:
                 raise FencedError(None) from None
             except StreamFullError:
+                raise
+            except EventTooLargeError:  # the server's limit was lowered; an earlier try may have landed before that
+                if unsure and (stored := await self._decide(body, after, None)) is not None:
+                    return stored
                 raise
             except UnavailableError as error:
                 self._away_since = self._away_since or time.monotonic()
@@ -128,15 +133,21 @@ class Chain:
 
         An interrupted run of pieces is void and starts again from piece 0 (B2).
         """
-        # A piece becomes a JSON string, and quoting at most doubles it.
-        pieces = wire.split_text(raw, (self._link.max_payload - OVERHEAD) // 2)
         while True:
+            limit = self._link.max_payload
+            # A piece becomes a JSON string, and quoting at most doubles it.
+            pieces = wire.split_text(raw, max(64, (limit - OVERHEAD) // 2))
             index, first = self.position.index, 0
             for number, piece in enumerate(pieces):
                 body = wire.part_body(kind, index, self.writer, (number, len(pieces)), first, piece)
                 after = index + 1 if kind == "part" and number == len(pieces) - 1 else index
-                if not await self.append(subject, body, after=after):
-                    break
+                try:
+                    if not await self.append(subject, body, after=after):
+                        break
+                except EventTooLargeError:
+                    if self._link.max_payload >= limit:
+                        raise
+                    break  # the limit was lowered: in smaller pieces, from the first on
                 first = first or self.position.seq
             else:
                 return first

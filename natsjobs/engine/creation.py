@@ -55,10 +55,11 @@ class Creation:
     async def create(self, fixed: Mapping[str, Any], fields: Mapping[str, Any], if_running: IfRunning) -> Job:
         """Make a new generation. ``fixed``: ids, in wire form; ``fields``: checked fields, in wire form."""
         context, stream_id = self._context, str(fixed["streamId"])
-        merge({}, {**fixed, **fields}, limit=context.config.limits.record_bytes)  # before anything is sent
+        merge({}, {**fixed, **fields}, limit=context.record_bytes)  # before anything is sent
         while True:
             slot = await context.records.read(job_key(context, stream_id))
             previous = record_of(slot)
+            await context.headroom.check_create()  # before the running predecessor is ended for nothing
             if previous is not None and not previous.status.is_terminal:
                 if if_running == "reject" and not await self._has_ended(previous):
                     raise JobRunningError(previous.job)
@@ -110,7 +111,7 @@ class Creation:
                 **fixed,
                 **fields,
             },
-            limit=context.config.limits.record_bytes,
+            limit=context.record_bytes,
         )
         job = msgspec.convert(data, Job)
         seq = await self._open_log(stream_id, generation)

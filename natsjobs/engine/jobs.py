@@ -201,7 +201,7 @@ async def change_record(
         if record is None or (generation is not None and record.generation != generation):
             return None
         try:
-            return await write_record(context, record, changes, limit=context.config.limits.record_bytes)
+            return await write_record(context, record, changes, limit=context.record_bytes)
         except ConflictError:
             continue
 
@@ -225,10 +225,10 @@ async def mark_ended(context: Context, stream_id: str, generation: str, terminal
             "owner": None,
         }
         if terminal.type == "error":
-            changes["error"] = msgspec.json.decode(terminal.raw)
+            changes["error"] = _cut(msgspec.json.decode(terminal.raw), context.record_bytes // 2)
         elif terminal.raw != b"null":
             changes["finalEvent"] = terminal.raw.decode()
-            limit = context.config.limits.record_bytes  # of the whole record, in its escaped form
+            limit = context.record_bytes  # of the whole record, in its escaped form
             if len(terminal.raw) > limit // 4 or len(wire.ascii_json({**record.data, **changes})) > limit:
                 changes["finalEvent"] = None  # too large for a record: `get_job` reads it from the log (B7)
                 changes["finalSeq"] = terminal.seq
@@ -239,6 +239,13 @@ async def mark_ended(context: Context, stream_id: str, generation: str, terminal
             continue
         await drop_active(context, record)
         return record
+
+
+def _cut(text: Any, limit: int) -> Any:
+    """Words that take at most ``limit`` bytes in a record."""
+    while isinstance(text, str) and len(wire.ascii_json(text)) > limit:
+        text = f"{text[: len(text) // 2]}…"
+    return text
 
 
 # -- the active index -------------------------------------------------------------------------------------------------

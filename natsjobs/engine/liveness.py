@@ -32,6 +32,7 @@ from natsjobs.models import EndReason
 _log = logging.getLogger(__name__)
 
 _REAP_AT_ONCE = 16
+_ASK_ABOUT = 64  # runs in one ping: with the longest ids they fit into the smallest message
 
 
 class Liveness:
@@ -196,15 +197,18 @@ class Liveness:
 
     async def missing_runs(self, owner: str, runs: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
         """Which of these runs a living owner does not have; ``None``: no valid answer (A4)."""
-        request = msgspec.json.encode({"op": "ping", "runs": runs})
-        try:
-            reply = await self._context.link.bus.request(
-                self._context.subjects.owner(owner), request, timeout=max(self._pause, 0.2)
-            )
-            answer = msgspec.json.decode(reply, type=_Pong)
-        except (NoRespondersError, NoReplyError, *wire.UNREADABLE):
-            return None
-        return [(run[0], run[1]) for run in answer.missing] if answer.replica == owner else None
+        subject, missing = self._context.subjects.owner(owner), list[tuple[str, str]]()
+        for start in range(0, max(1, len(runs)), _ASK_ABOUT):
+            request = msgspec.json.encode({"op": "ping", "runs": runs[start : start + _ASK_ABOUT]})
+            try:
+                reply = await self._context.link.bus.request(subject, request, timeout=max(self._pause, 0.2))
+                answer = msgspec.json.decode(reply, type=_Pong)
+            except (NoRespondersError, NoReplyError, *wire.UNREADABLE):
+                return None
+            if answer.replica != owner:
+                return None
+            missing += [(run[0], run[1]) for run in answer.missing]
+        return missing
 
     # -- ending what is left ------------------------------------------------------------------------------------
 

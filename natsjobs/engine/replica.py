@@ -55,6 +55,7 @@ class Replica:
                 try:
                     await self.liveness.start()
                     self.upkeep.start()
+                    self.context.spawn(self.context.headroom.watch(lambda: bool(self.runs.owned)), "natsjobs headroom")
                 except BaseException:
                     await self._stop()
                     raise

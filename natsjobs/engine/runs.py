@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 import time
+from copy import copy
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -26,7 +27,14 @@ from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
 from natsjobs.engine.terminals import Position, find_terminal, position_behind
-from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, UnavailableError
+from natsjobs.errors import (
+    EventTooLargeError,
+    JobClosedError,
+    JobNotFoundError,
+    NatsJobsError,
+    StreamFullError,
+    UnavailableError,
+)
 from natsjobs.models import EndReason, EventType, Job
 
 _log = logging.getLogger(__name__)
@@ -84,12 +92,8 @@ class Runs:
         def closed(terminal: wire.Terminal | None) -> None:
             self.seen_end(stream_id, generation, terminal)
 
-        context = self._context
         return Appender(
-            context.link,
-            context.subjects,
-            context.config,
-            context.tasks,
+            self._context,
             stream_id=stream_id,
             generation=generation,
             position=position,
@@ -183,6 +187,7 @@ class Runs:
         Raises:
             JobClosedError: Its log is gone.
             UnavailableError: Not stored in time; it is kept and stored later.
+            StreamFullError: Either that, or events were refused, so that the generation has ended as an error instead.
         """
         key = (stream_id, generation)
         if key in self.owned:
@@ -191,7 +196,7 @@ class Runs:
         try:
             appender = await self._open(stream_id, generation)
             terminal = appender if isinstance(appender, wire.Terminal) else await appender.finish(end)
-        except (UnavailableError, asyncio.CancelledError):
+        except (UnavailableError, EventTooLargeError, asyncio.CancelledError):
             self.unstored[key] = end  # begun, so it may be in the log already: it is seen through
             raise
         except JobClosedError:
@@ -205,8 +210,19 @@ class Runs:
             self.retired.append((time.monotonic() + self._context.config.retention.finished, *key))
             if appender.late_end:
                 await self._context.link.bus.publish(self._context.subjects.wake(stream_id), b"{}")
-        record = await mark_ended(self._context, stream_id, generation, terminal)
+        record = await self.mark_ended(stream_id, generation, terminal)
+        refused = appender.refused if isinstance(appender, Appender) else None
+        if refused is not None and end.kind == "done" and terminal.request == end.request:
+            raise copy(refused)
         return terminal, record
+
+    async def mark_ended(self, stream_id: str, generation: str, terminal: wire.Terminal) -> JobRecord | None:
+        """As ``jobs.mark_ended``; on a full bucket the record waits for a sweep, for the log has decided already."""
+        try:
+            return await mark_ended(self._context, stream_id, generation, terminal)
+        except StreamFullError as error:
+            _log.warning("the record of %s does not say yet that it ended: %s; a sweep repairs it", stream_id, error)
+            return None
 
     def seen_end(self, stream_id: str, generation: str, terminal: wire.Terminal | None) -> None:
         """The terminal record was seen, whoever wrote it (``None``: the log is gone)."""

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from natsjobs.engine.ports import Incoming, StreamMissingError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.memory.stream import StreamSettings, StreamStore
@@ -89,6 +91,12 @@ class MemoryServer:
         """
         self._stores.clear()
         self._disarm()
+
+    def limit(self, name: str, max_bytes: int) -> None:
+        """Another ``max_bytes`` for a stream, named by its role (``"events"``, ``"records"``); -1: none."""
+        self._settings[name] = msgspec.structs.replace(self._settings[name], max_bytes=max_bytes)
+        if name in self._stores:
+            self._stores[name].limit(max_bytes)
 
     def expire(self) -> None:
         """Let what is due by the clock expire now, markers included, instead of at the next call or timer."""

@@ -79,10 +79,25 @@ class StreamStore:
             last = newest.seq if newest else 0
             if last != expect:
                 raise WrongSequenceError(last)
-        limit = self._settings.max_bytes
-        if 0 <= limit < self._bytes + _size(subject, body):
-            raise StreamFullError(f"the stream of {self._settings.prefix}> is at its limit of {limit} bytes")
+        self._check_room(subject, body)
         return self._store(subject, body, "PURGE" if marker else None, ttl, replace=rollup or marker)
+
+    def limit(self, max_bytes: int) -> None:
+        """Another ``max_bytes``, as an operator would set it; what is there stays."""
+        self._settings = msgspec.structs.replace(self._settings, max_bytes=max_bytes)
+
+    def _check_room(self, subject: str, body: bytes) -> None:
+        """As a server with discard new: in a bucket a smaller value still takes the place of a larger one."""
+        limit, size = self._settings.max_bytes, _size(subject, body)
+        if not 0 <= limit < self._bytes + size:
+            return
+        if self._settings.newest_only and (seqs := self._subjects.get(subject)):
+            old = self._messages[seqs[-1]]
+            if _size(old.subject, old.body) > size:
+                return
+        raise StreamFullError(
+            f"the stream of {self._settings.prefix}> is at its limit of {limit} bytes", size=self._bytes, limit=limit
+        )
 
     def page(self, subject_filter: str, seq: int, batch: int, max_bytes: float = math.inf) -> list[Message]:
         """As ``Stream.page`` of the ports."""
