@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 RECONNECT_WAIT = 2.0
 """Longest pause between two reconnect attempts, seconds; a judge of other replicas must be older than this (A1)."""
 
+SMALLEST_STREAM = 1_048_576
+"""With less, the reserve for ends (a tenth) does not hold even one with its final event."""
+
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """How long things stay."""
@@ -103,6 +106,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """As in msgspec: gives an encodable form of objects that have none."""
     domain: str | None = None
     """JetStream domain; one namespace per set of connected domains (C7)."""
+    max_bytes: int | None = None
+    """``max_bytes`` of the events stream when it is created here; the bucket gets a tenth. Accounts may demand it.
+
+    Events are refused from 90 % on (``StreamFullError``), so that what runs can end. A stream that is there is left
+    as it is.
+    """
     allow_loss: bool = False
     """Accept ``storage="memory"`` with one replica."""
 
@@ -146,6 +155,7 @@ _PLAIN_ENV: dict[str, type] = {
     "replicas": int,
     "storage": str,
     "domain": str,
+    "max_bytes": int,
     "allow_loss": bool,
 }
 
@@ -193,6 +203,9 @@ def _check_plain(config: Config) -> None:
         raise ConfigError("replicas", f"{config.replicas!r} is not 1, 3 or 5")
     if config.storage not in ("file", "memory"):
         raise ConfigError("storage", f'{config.storage!r} is neither "file" nor "memory"')
+    limit: Any = config.max_bytes
+    if limit is not None and (type(limit) is not int or limit < SMALLEST_STREAM):
+        raise ConfigError("max_bytes", f"{limit!r} is not a whole number of at least {SMALLEST_STREAM}")
     for field in ("fold", "enc_hook"):
         if (hook := getattr(config, field)) is not None and not callable(hook):
             raise ConfigError(field, f"{hook!r} cannot be called")

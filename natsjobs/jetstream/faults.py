@@ -30,13 +30,17 @@ NO_MESSAGE = 10037
 NO_STREAM = 10059
 OTHER_CONFIG = 10058
 WRONG_SEQUENCE = frozenset({10071, 10164})
-FULL = frozenset({10002, 10023, 10028, 10047, 10077})
-"""Stream, account or disk is full."""
+FULL = frozenset({10002, 10023, 10027, 10028, 10047, 10077})
+"""Stream, account or disk is full; 10027: the account has all the streams that it may have."""
 NO_JETSTREAM = frozenset({10035, 10039, 10076})
 NO_TTL = frozenset({10165, 10166})
 TOO_LARGE = 10054
-NOT_POSSIBLE = frozenset({10052, 10065, 10074})
-"""Settings this server refuses: a change, overlapping subjects, replicas without a cluster."""
+NOT_POSSIBLE = frozenset({10052, 10065, 10074, 10113, 10122})
+"""Settings this server refuses: a change, overlapping subjects, replicas without a cluster, ``max_bytes``."""
+_ADVICE = {
+    10113: "; set max_bytes (NATSJOBS_MAX_BYTES)",
+    10122: "; lower max_bytes (NATSJOBS_MAX_BYTES)",
+}
 
 _TIMEOUT: tuple[type[Exception], ...] = (core.TimeoutError, core.FlushTimeoutError, core.DrainTimeoutError)
 _AWAY: tuple[type[Exception], ...] = (
@@ -132,11 +136,12 @@ def of_server(error: ServerError, doing: str) -> Exception:
     if code == TOO_LARGE:
         return UnsupportedServerError(f"{text}; remove max_msg_size from the stream's settings")
     if code in NO_JETSTREAM:
-        return UnsupportedServerError(f"{text}; enable JetStream on the server and for this account")
+        # Also what a server says while it starts, and after its disk was full: it may pass.
+        return UnavailableError(f"{text}; enable JetStream for this account; if it was on, look at the server's disk")
     if code in NO_TTL:
         return UnsupportedServerError(f"{text}; the stream needs allow_msg_ttl, which can be switched on")
     if code in NOT_POSSIBLE or code == OTHER_CONFIG:
-        return UnsupportedServerError(text)
+        return UnsupportedServerError(f"{text}{_ADVICE.get(code, '')}")
     # Everything else: no leader yet (10008), overloaded, shutting down. Nothing was done, and it may pass.
     return UnavailableError(text)
 

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 OLDEST = (2, 11)
 """Batch direct get, TTLs per message and their markers came with it."""
+LEAST_PAYLOAD = 32_768
+"""A record with its end, the longest ids and their headers fit into one message of this size."""
 _REMAKE_EVERY = 1.0
 
 
@@ -122,6 +124,7 @@ class NatsLink:
         await self._wire.start(self._config.timing.request)
         try:
             check_version(self._wire.nc)
+            check_payload(self._wire.nc)
             await self._ensure()
         except BaseException:
             await self._wire.stop()
@@ -164,6 +167,19 @@ def check_version(nc: Client) -> None:
         )
 
 
+def check_payload(nc: Client) -> None:
+    """Refuse a server whose messages are too small for a job record.
+
+    Raises:
+        UnsupportedServerError: Its ``max_payload`` is below ``LEAST_PAYLOAD``.
+    """
+    if nc.max_payload < LEAST_PAYLOAD:
+        raise UnsupportedServerError(
+            f"max_payload of the server is {nc.max_payload} bytes, natsjobs needs at least {LEAST_PAYLOAD}; raise it "
+            "in the server's configuration (its default is 1048576)"
+        )
+
+
 _links: WeakValueDictionary[tuple[object, ...], NatsLink] = WeakValueDictionary()
 
 
@@ -172,7 +188,7 @@ def link_for(nc: Client, config: Config) -> NatsLink:
 
     A link keeps its connection alive, never the other way round.
     """
-    settings = (config.replicas, config.storage, config.retention.log, config.timing.request)
+    settings = (config.replicas, config.storage, config.max_bytes, config.retention.log, config.timing.request)
     key = (id(nc), config.namespace, config.domain, *settings)
     link = _links.get(key)
     if link is None:

@@ -19,7 +19,7 @@ from natsjobs.config import Config
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import StreamFullError, UnavailableError, UnsupportedServerError
-from natsjobs.jetstream.faults import NO_STREAM, OTHER_CONFIG, RequestFailedError, ServerError, of_server
+from natsjobs.jetstream.faults import NO_JETSTREAM, NO_STREAM, OTHER_CONFIG, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import status_of
 from natsjobs.jetstream.wire import AWAY_WAIT, Wire
 
@@ -33,6 +33,7 @@ MARKER_TTL = 60
 _NEVER = 2**53
 """A sequence no stream reaches: an append that expects it is refused, by a stream that works."""
 _FIRST_PAUSE = 0.05
+_SMALLEST_BUCKET = 1_048_576
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -54,6 +55,7 @@ def events_settings(config: Config) -> Settings:
         "name": names.events_stream,
         "description": f"natsjobs: event logs of namespace {config.namespace}, one subject per generation",
         "subjects": [names.all_events],
+        "max_bytes": config.max_bytes or -1,
         "max_age": int(config.retention.log * _SECOND),
         "max_msgs_per_subject": -1,
         "republish": {"src": names.all_events, "dest": f"{names.live_prefix}>"},
@@ -68,6 +70,7 @@ def records_settings(config: Config) -> Settings:
         "name": names.records_stream,
         "description": f"natsjobs: job records and leases of namespace {config.namespace}",
         "subjects": [f"{names.record_prefix}>"],
+        "max_bytes": max(config.max_bytes // 10, _SMALLEST_BUCKET) if config.max_bytes else -1,
         "max_age": 0,
         "max_msgs_per_subject": 1,
         "deny_delete": True,
@@ -90,7 +93,6 @@ def _common(config: Config) -> Settings:
         "discard": "new",  # discarding old would lose acknowledged events without a word (B8)
         "max_consumers": -1,
         "max_msgs": -1,
-        "max_bytes": -1,
         "max_msg_size": -1,
         "duplicate_window": _SECOND // 10,  # no message ids are used, and the window costs memory per message
         "allow_direct": True,
@@ -245,6 +247,8 @@ class Setup:
         answer = _answer.decode(reply)
         if answer.error is not None and answer.error.err_code != OTHER_CONFIG:
             found = of_server(answer.error, doing)
+            if answer.error.err_code in NO_JETSTREAM:
+                raise UnsupportedServerError(str(found))
             raise StreamMissingError(name) if answer.error.err_code == NO_STREAM else found
         return answer
 

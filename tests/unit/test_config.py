@@ -90,6 +90,11 @@ def test_sizes_are_whole_numbers(field):
         ({"enc_hook": {}}, "enc_hook"),
         ({"allow_loss": "false"}, "allow_loss"),
         ({"allow_loss": None}, "allow_loss"),
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"max_bytes": -1}, "max_bytes"),
+        ({"max_bytes": 1_000_000}, "max_bytes"),
+        ({"max_bytes": 1e9}, "max_bytes"),
+        ({"max_bytes": True}, "max_bytes"),
         ({"retention": None}, "retention"),
         ({"limits": {}}, "limits"),
         ({"timing": Retention()}, "timing"),
@@ -117,6 +122,7 @@ def test_wrong_and_contradicting_settings_are_refused_by_name(settings, field):
         {"storage": "memory", "allow_loss": True},
         {"storage": "memory", "replicas": 3},
         {"replicas": 5, "domain": "leaf-1"},
+        {"max_bytes": 1_048_576},
         {"timing": Timing(lease=6.0)},
         {"timing": Timing(lease=2, renew=1)},
         {"retention": Retention(running=0)},
@@ -137,12 +143,12 @@ def test_settings_that_fit_are_taken(settings):
 def test_the_environment_can_set_everything_that_is_text():
     """All but the callables; each number by the name of its part."""
     names = {"NATSJOBS_NAMESPACE": "other", "NATSJOBS_REPLICAS": "3", "NATSJOBS_STORAGE": "memory"}
-    names |= {"NATSJOBS_DOMAIN": "leaf", "NATSJOBS_ALLOW_LOSS": "yes"}
+    names |= {"NATSJOBS_DOMAIN": "leaf", "NATSJOBS_ALLOW_LOSS": "yes", "NATSJOBS_MAX_BYTES": "2000000"}
     defaults = {name: getattr(getattr(Config(), name.split(".")[0]), name.split(".")[1]) for name in NUMBERS}
     env = names | {f"NATSJOBS_{name.upper().replace('.', '_')}": str(value) for name, value in defaults.items()}
     config = Config.from_env(env)
     assert (config.namespace, config.replicas, config.storage) == ("other", 3, "memory")
-    assert (config.domain, config.allow_loss) == ("leaf", True)
+    assert (config.domain, config.allow_loss, config.max_bytes) == ("leaf", True, 2_000_000)
     assert (config.retention, config.limits, config.timing) == (Retention(), Limits(), Timing())
     assert type(config.limits.event_bytes) is int
     assert Config.from_env({"NATSJOBS_TIMING_LEASE": "7.5"}).timing.lease == 7.5
