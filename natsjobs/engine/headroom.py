@@ -129,7 +129,7 @@ class Headroom:
             return None
         return StreamFullError(
             f"the events stream holds {held:,} of its max_bytes of {state.max_bytes:,}, and from {FILL:.0%} on "
-            "it takes no more events, so that running jobs can still end; raise it (`nats stream edit --max-bytes`), or "
+            "it takes no more events, so that running jobs can end; raise it (`nats stream edit --max-bytes`), or "
             "shorten retention.finished or retention.log; logs of ended jobs go by themselves and make room",
             size=held,
             limit=state.max_bytes,

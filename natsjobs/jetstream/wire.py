@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -34,9 +35,12 @@ MOVE_AFTER = 5.0
 MOVE_EVERY = 10.0
 _STUCK = 15.0
 _DIAL = 5.0
+_AGAIN = 0.5
+"""Between two new connections: what closes the first for good may close the second as well."""
 _LINGER = 0.25
 """How long a broken connection may take to tell; then it is waiting for a peer that is gone."""
 _CLOSE = 2.0
+_TOO_MANY = "maximum subscriptions exceeded"
 _BAD_SUBJECT = re.compile(r"[\s\x00]|^$")
 
 
@@ -51,6 +55,7 @@ class Wire:
         self._since: float | None = None
         self._failing: float | None = None
         self._moved = 0.0
+        self._renewed = -math.inf
         self._inbox = Inbox()
         self._interests: set[WireInterest] = set()
         self._callbacks: dict[object, Callable[[], None]] = {}
@@ -145,15 +150,22 @@ class Wire:
         Raises:
             UnavailableError: It did not, or refused it.
         """
+        ours = subject == self._inbox_subject
         while True:
             tap, left = self._tap, deadline - time.monotonic()
             if tap is None or left <= 0:
                 raise UnavailableError(f"subscribing to {subject}: NATS did not answer")
-            if tap.nc.is_connected and await tap.barrier(left):
+            known = tap.nc.is_connected and await tap.barrier(left)
+            if _TOO_MANY in str(tap.nc.last_error) and not ours:
+                # nats-py closes the connection over this; a new one is whole when nobody insists.
+                raise UnavailableError(
+                    f"subscribing to {subject} was refused: {_TOO_MANY}; raise max_subscriptions of the server or the "
+                    "account, or spread the followers over more processes"
+                )
+            if known:
                 break
             await asyncio.sleep(0.02)  # away: nats-py subscribes again by itself, the next barrier tells
         if denied := self._inbox.denial(started, subject):
-            ours = subject == self._inbox_subject
             hint = "; connect with an inbox_prefix that this user may subscribe to" if ours else ""
             raise UnavailableError(f"subscribing to {subject} was refused: {denied}{hint}")
 
@@ -208,6 +220,7 @@ class Wire:
                 _log.warning("the NATS connection was closed for good (%s); making a new one", nc.last_error)
                 try:
                     await _close(self._tap)
+                    await asyncio.sleep(max(0.0, self._renewed + _AGAIN - time.monotonic()))
                     await self._renew(dialer)
                 except NatsJobsError as error:
                     _log.warning("no new NATS connection yet: %s", error)
@@ -218,6 +231,7 @@ class Wire:
 
     async def _renew(self, dialer: Dialer) -> None:
         nc = await dialer.dial(_DIAL)
+        self._renewed = time.monotonic()
         try:
             await self._take_up(nc, time.monotonic() + _DIAL)
         except BaseException:
