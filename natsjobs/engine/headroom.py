@@ -4,13 +4,13 @@ Owns what this replica knows of the fill of the events stream, and the decision 
 ``FILL`` of ``max_bytes`` on they are refused; the rest is for open and terminal records and tombstones, which are
 never asked about here. A job that could not store its first event is not created at all.
 
-How fresh the knowledge is: there is one reader per replica, which works while runs are owned or events are written
-here. It looks every ``timing.renew``; at a quarter of the time that the present rate needs to reach the mark; and
-after every sixteenth of the reserve that was written here, never more often than ten times a second. What was written
-here since the last look is added to what was read, so one replica alone never passes the mark, however fast it is.
-Nothing is refused on knowledge older than a tenth of a second: who is about to be refused looks first. A stream
-without ``max_bytes`` costs one look per ``timing.renew``. The limits of an account and the size of a disk are not seen
-here: the server refuses then.
+How fresh the knowledge is: one reader per replica looks every ``timing.renew`` while runs are owned or events are
+written here. Between two looks a writer waits for another one after an eighth of the reserve was written here, and
+when a quarter of the time has passed that the stream, at the rate of all writers, needs to reach the mark. What was
+written here since the last look counts too. So one replica never passes the mark, however fast it is; eight replicas
+that start at full speed in the same moment fill the reserve at worst, and any number of them passes it by what they
+write together in ``_SHORTEST``. Nothing is refused on old knowledge: who is about to be refused looks first. The
+limits of an account and the size of a disk are not seen here: the server refuses then.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ FILL = 0.9
 """Events are refused from here on, as a part of ``max_bytes``."""
 WARN = 0.8
 _REARM = 0.75  # below WARN, so that a stream that stays around it does not warn at every look
-_SPACING = 0.1
+_SHARE = 8
+_SHORTEST = 0.05
 _OVERHEAD = 320  # what a message needs besides its body: subject, headers, the store's own
 _SHORT = 1000
 
@@ -46,11 +47,10 @@ class Headroom:
         """The newest answer."""
         self._link = link
         self._every = every
-        self._looked = -math.inf
-        self._rate = 0.0  # bytes a second, of all writers together
+        self._asked = -math.inf  # when the newest answer was asked for
+        self._due = -math.inf
         self._own = 0  # bytes that went from here and may be missing in `state`
         self._warned = False
-        self._hurry: asyncio.Event | None = None
         self._alone = asyncio.Lock()
 
     async def admit(self, size: int) -> None:
@@ -59,14 +59,13 @@ class Headroom:
         Raises:
             StreamFullError: It would reach into the reserve. Nothing may be sent.
         """
+        if self._is_due(size):
+            await self._look()
         if self._refuses(size):
-            await self._look_again()
+            await self._look()
             if (full := self._refuses(size)) is not None:
                 raise full
         self._own += size + _OVERHEAD
-        state = self.state
-        if self._hurry is not None and (state is None or 0 < (1 - FILL) / 16 * state.max_bytes < self._own):
-            self._hurry.set()
 
     async def check_create(self) -> None:
         """Called before a job is created.
@@ -74,51 +73,44 @@ class Headroom:
         Raises:
             StreamFullError: Its first event would be refused.
         """
-        if time.monotonic() - self._looked >= self._every or self._refuses(0):
-            await self._look_again()
+        if time.monotonic() >= self._due or self._refuses(0):
+            await self._look()
         if (full := self._refuses(0)) is not None:
             raise full
 
     async def watch(self, active: Callable[[], bool]) -> None:
         """The reader; runs until it is cancelled. ``active``: whether runs are owned here."""
-        self._hurry = asyncio.Event()
         while True:
-            try:
-                async with asyncio.timeout(self._pause()):
-                    await self._hurry.wait()
-            except TimeoutError:
-                pass
-            self._hurry.clear()
+            await asyncio.sleep(self._every)
             if active() or self._own:
-                await self._look_again()
-            await asyncio.sleep(_SPACING)
+                await self._look()
 
-    async def _look_again(self) -> None:
-        try:
-            await self._look()
-        except UnavailableError as error:  # then the append itself tells what is wrong
-            _log.info("the fill of the stream could not be read: %s", error)
+    def _is_due(self, size: int) -> bool:
+        state = self.state
+        if state is None or state.max_bytes <= 0:
+            return state is None and time.monotonic() >= self._due
+        return time.monotonic() >= self._due or self._own + size > (1 - FILL) / _SHARE * state.max_bytes
 
     async def _look(self) -> None:
-        """Read the stream's state, unless somebody has just done so."""
+        """Read the stream's state, unless somebody else has asked for it since this was called."""
+        called = time.monotonic()
         async with self._alone:
-            elapsed = time.monotonic() - self._looked
-            if elapsed < _SPACING:
+            if self._asked >= called:
                 return
-            before, own = self.state, self._own
-            state = await self._link.events.state()
-            self.state, self._looked = state, time.monotonic()
+            before, own, asked = self.state, self._own, time.monotonic()
+            self._due = asked + self._every
+            try:
+                state = await self._link.events.state()
+            except UnavailableError as error:  # then the append itself tells what is wrong
+                _log.info("the fill of the stream could not be read: %s", error)
+                return
+            if before is not None and before.created == state.created and state.bytes > before.bytes:
+                rate = (state.bytes - before.bytes) / max(asked - self._asked, 1e-3)
+                room = max(0.0, FILL * state.max_bytes - state.bytes)
+                self._due = asked + min(self._every, max(_SHORTEST, room / rate / 4))
+            self.state, self._asked = state, asked
             self._own -= own  # what went meanwhile may be in the answer or not: it counts twice rather than not at all
-            grown = state.bytes - before.bytes if before is not None and before.created == state.created else 0
-            self._rate = max(0.0, grown / elapsed)
             self._warn(state)
-
-    def _pause(self) -> float:
-        state = self.state
-        if state is None or state.max_bytes <= 0 or self._rate <= 0:
-            return self._every
-        room = FILL * state.max_bytes - state.bytes
-        return min(self._every, max(0.0, room / self._rate / 4))
 
     def _refuses(self, size: int) -> StreamFullError | None:
         state = self.state
