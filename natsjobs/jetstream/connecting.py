@@ -113,10 +113,13 @@ class Dialer:
         except BaseException as error:
             opening = False
             await nc.close()
+            # nats-py does not read why a server drops a connection before it has said who it is.
+            heard = ", ".join(list(dict.fromkeys(trouble))[-3:])
             if isinstance(error, UnavailableError) and isinstance(error.__cause__, TimeoutError):
                 raise UnavailableError(
                     f"no NATS server answered at {self._named()} within {limit:g} s"
-                    f"{f' ({trouble[-1]})' if trouble else ''}; check the address and that it runs"
+                    f"{f' ({heard})' if heard else ''}; check the address and that it runs"
+                    f"{', its TLS settings and its max_connections' if heard else ''}"
                 ) from None
             raise
         opening = False
