@@ -18,7 +18,6 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import End
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
@@ -26,6 +25,7 @@ from natsjobs.engine.jobs import JobRecord, read_record
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs
+from natsjobs.engine.terminals import End
 from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError
 from natsjobs.interfaces import Callback
 from natsjobs.models import AbortResult, ContentPart, EndReason

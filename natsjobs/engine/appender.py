@@ -19,30 +19,18 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any
 
-import msgspec
-
 from natsjobs.engine import wire
 from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
 from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
-from natsjobs.engine.terminals import Position
+from natsjobs.engine.terminals import End, Position
 from natsjobs.errors import EventTooLargeError, JobClosedError, StreamFullError, UnavailableError
-from natsjobs.models import EndReason
 
 GROUP_BYTES = 262_144
 """Largest group, so that a page of replay stays small and an owner's memory too."""
 
 INLINE_BYTES = 65_536
 """A larger final event is stored in pieces before its terminal record (B7)."""
-
-
-class End(msgspec.Struct, frozen=True):
-    """A terminal record that somebody wants to write."""
-
-    kind: str
-    reason: EndReason | None
-    request: str | None
-    data: bytes
 
 
 class Appender:

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import End
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import (
@@ -34,7 +33,7 @@ from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Runs
-from natsjobs.engine.terminals import Position
+from natsjobs.engine.terminals import End, Position
 from natsjobs.errors import JobClosedError, JobRunningError, NatsJobsError, StreamFullError, UnavailableError
 from natsjobs.interfaces import IfRunning
 from natsjobs.models import EndReason, Job

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import Appender, End
+from natsjobs.engine.appender import Appender
 from natsjobs.engine.context import Context
 from natsjobs.engine.ends import EndRegistration, Ends
 from natsjobs.engine.jobs import JobRecord, mark_ended, put_active, read_record, write_record
@@ -26,7 +26,7 @@ from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
-from natsjobs.engine.terminals import Position, find_terminal, position_behind
+from natsjobs.engine.terminals import End, Position, find_terminal, position_behind
 from natsjobs.errors import (
     EventTooLargeError,
     JobClosedError,

@@ -9,7 +9,6 @@ from typing import Any, Unpack
 import msgspec
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import End
 from natsjobs.engine.content_state import merge_steps
 from natsjobs.engine.jobs import (
     JobRecord,
@@ -23,6 +22,7 @@ from natsjobs.engine.jobs import (
 from natsjobs.engine.reader import end_event
 from natsjobs.engine.records import ConflictError
 from natsjobs.engine.replica import Replica
+from natsjobs.engine.terminals import End
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import IfRunning
 from natsjobs.models import (

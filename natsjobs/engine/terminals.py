@@ -13,6 +13,7 @@ import msgspec
 from natsjobs.engine import wire
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import Link, Message
+from natsjobs.models import EndReason
 
 _PATIENCE = 10.0  # as long as an election may take
 
@@ -22,6 +23,15 @@ class Position(msgspec.Struct, frozen=True):
 
     seq: int
     index: int
+
+
+class End(msgspec.Struct, frozen=True):
+    """A terminal record that somebody wants to write."""
+
+    kind: str
+    reason: EndReason | None
+    request: str | None
+    data: bytes
 
 
 def position_after(message: Message, index: int) -> Position | None:

@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from natsjobs.engine import wire
-from natsjobs.engine.appender import End
 from natsjobs.engine.jobs import read_record
 from natsjobs.engine.presence import Presence
 from natsjobs.engine.reader import LogReader
 from natsjobs.engine.replica import Replica
 from natsjobs.engine.subscribing import Handlers, HandlerSubscription
 from natsjobs.engine.tails import Tails
+from natsjobs.engine.terminals import End
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import Callback, EndCallback, EventReader, Handler
 from natsjobs.models import StreamEvent
