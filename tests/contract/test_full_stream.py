@@ -199,6 +199,19 @@ async def test_a_producer_that_goes_on_hears_it_again_and_is_heard_again(backend
     check_whole(await read_all(jobs_b.subscribe, "s1"), [0, {**EVENT, "n": 1}, 2])
 
 
+async def test_nothing_is_refused_on_old_knowledge(backend):
+    """Who is about to be refused looks first: the reader that works by itself would need twenty seconds here."""
+    replica = await backend.replica(backend.config(timing={"lease": 40.0, "renew": 20.0}))
+    await backend.limit(100 * KIB)
+    for name in ("s1", "s2"):
+        await replica.store.create_job(name, "alice")
+    await backend.fill(95 * KIB)
+    with pytest.raises(StreamFullError):
+        await replica.store.append_chunk("s1", EVENT)
+    await backend.limit(300 * KIB)
+    assert await replica.store.append_chunk("s2", "small") == 0
+
+
 async def test_a_full_stream_comes_back_by_itself(backend):
     """Logs of ended jobs leave after their retention: the reserve has room for the tombstones that this takes."""
     replica = await backend.replica(backend.config(retention={"finished": 1.0, "tombstone": 1.0}))

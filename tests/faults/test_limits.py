@@ -333,9 +333,14 @@ async def test_the_smallest_max_payload_is_enough_for_everything(tmp_path: Path,
             aborted = await others.abort("aborted", generation=job.generation, final_event="f" * 60_000)
             assert (aborted.success, aborted.acknowledged) == (True, True)
             assert (await read_all(jobs.subscribe, "aborted"))[-1].data == "f" * 60_000
+            many = [f"{n:03d}{'i' * 253}" for n in range(130)]  # their owner is asked about all of them
+            await asyncio.gather(*(jobs.store.create_job(one, "bob") for one in many))
+            assert await others.store.cleanup() == 0
+            assert {job.stream_id for job in await others.store.get_running_jobs()} == set(many)
 
 
-async def test_a_max_payload_that_is_lowered_under_a_run(tmp_path: Path, row: Row) -> None:
+@pytest.mark.parametrize("first", [100_000, 600_000], ids=["a group", "an event in pieces"])
+async def test_a_max_payload_that_is_lowered_under_a_run(tmp_path: Path, row: Row, first: int) -> None:
     """The server closes the connection over what is too large now: it is made anew, and all goes in smaller pieces."""
     with server(tmp_path, 'max_payload: 262144\njetstream: {store_dir: "$STORE"}\n') as running:
         async with natsjobs.connect(running.url, config=settings(timing={"give_up": 30.0})) as jobs:
@@ -346,7 +351,7 @@ async def test_a_max_payload_that_is_lowered_under_a_run(tmp_path: Path, row: Ro
                 running.rewrite(lambda text: text.replace("262144", "40000"))
                 running.signal(signal.SIGHUP)
                 row.fault("max_payload lowered")
-                sent += ["b" * 100_000, *(f"{n}" + "c" * 9_000 for n in range(20)), "d" * 200_000]
+                sent += ["b" * first, *(f"{n}" + "c" * 9_000 for n in range(20)), "d" * 200_000]
                 for event in sent[1:]:
                     await run.emit(event)
                 await soon(run.flush(), within=40)
