@@ -8,6 +8,9 @@ does not answer in time.
 
 Every write takes ``generation``: when another one is the newest, nothing changes and it is a ``JobClosedError``.
 Without it the newest is meant.
+
+A write for which there is no room is a ``StreamFullError``, an ``UnavailableError``. From the call that ends a
+generation as done it says that events of it were refused: it has ended as an error instead, or will when there is room.
 """
 
 from __future__ import annotations
@@ -126,6 +129,7 @@ class JobStore(Protocol):
 
         Raises:
             JobRunningError: ``if_running="reject"`` and one is running.
+            StreamFullError: Its events would be refused; a running one goes on.
             EventTooLargeError: ``metadata`` or ``user_message`` is too large for a record.
             TypeError: A field that cannot be set.
         """
