@@ -12,7 +12,7 @@ import selectors
 import time
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class _Selector(selectors.DefaultSelector):
@@ -31,7 +31,7 @@ class _Selector(selectors.DefaultSelector):
 class Virtual:
     """Runs coroutines on its own clock."""
 
-    def __enter__(self) -> Virtual:
+    def __enter__(self) -> Self:
         self.offset = 0.0
         self._real = time.monotonic, time.time
         monotonic, wall = self._real
