@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 
 from natsjobs.config import RECONNECT_WAIT
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.aborts import Aborts
 from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import is_generation
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
@@ -32,6 +33,7 @@ from natsjobs.models import EndReason
 _log = logging.getLogger(__name__)
 
 _REAP_AT_ONCE = 16
+_OWNER_BYTES = 256  # as much as any id may have
 
 
 class Liveness:
@@ -108,15 +110,15 @@ class Liveness:
         request = wire.decode_object(message.body)
         answer: dict[str, Any] = {"replica": self._context.replica_id}
         if request is None:
+            garbage.skipped("a request to an owner", message.subject, message.body)
             answer["error"] = 'send a JSON object with "op": "ping", "signal" or "abort"'
-        elif request.get("op") in {"signal", "abort"} and isinstance(request.get("id"), str):
+        elif request.get("op") in ("signal", "abort") and isinstance(request.get("id"), str):
             answer = await self._aborts.answer_owner(request)
         else:
             asked = _asked(request.get("runs"))
             answer["missing"] = [run for run in asked if run not in self._runs.owned]
             answer["runs"] = len(self._runs.owned)
-        if message.reply:
-            await self._context.link.bus.publish(message.reply, msgspec.json.encode(answer))
+        await self._context.reply(message, msgspec.json.encode(answer))
 
     # -- watching the others ------------------------------------------------------------------------------------
 
@@ -150,6 +152,9 @@ class Liveness:
     def suspect(self, owner: str) -> None:
         """Judge an owner without a lease, in the background, once at a time."""
         if owner == self._context.replica_id or owner in self._judged:
+            return
+        if not 0 < len(owner.encode()) <= _OWNER_BYTES:
+            garbage.skipped("a lease", "its name is too long", owner)
             return
         self._known.add(owner)
         self._judged.add(owner)
@@ -204,7 +209,7 @@ class Liveness:
             answer = msgspec.json.decode(reply, type=_Pong)
         except (NoRespondersError, NoReplyError, *wire.UNREADABLE):
             return None
-        return [(run[0], run[1]) for run in answer.missing] if answer.replica == owner else None
+        return [run for run in runs if run in answer.missing] if answer.replica == owner else None
 
     # -- ending what is left ------------------------------------------------------------------------------------
 
@@ -214,8 +219,10 @@ class Liveness:
         left: list[tuple[str, str]] = []
         for slot in await self._context.records.list(subjects.records("active")):
             parts = subjects.split_record(slot.key)
-            if parts is not None and len(parts) == 3 and (slot.value or {}).get("owner") == owner:
-                left.append((parts[2], str((slot.value or {}).get("generation"))))
+            entry = slot.value or {}
+            generation = entry.get("generation")
+            if parts is not None and len(parts) == 3 and entry.get("owner") == owner and is_generation(generation):
+                left.append((parts[2], str(generation)))
         if left:
             _log.warning("owner %s is gone; ending its %d jobs", owner, len(left))
         await self.end_lost(left)

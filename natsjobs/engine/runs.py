@@ -32,6 +32,7 @@ from natsjobs.models import EndReason, EventType, Job
 _log = logging.getLogger(__name__)
 
 _KEEP_CLOSED = 60.0  # a closed or idle writer is remembered this long, to answer late calls without a read
+_MOST_OWING = 1024
 _REPAIR_AFTER = 2.0
 
 
@@ -250,7 +251,10 @@ class Runs:
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - _KEEP_CLOSED
+        owing = [key for key, appender in self._appenders.items() if appender.owes][-_MOST_OWING:]
         for key, appender in list(self._appenders.items()):
+            if key in owing:
+                continue  # the next call on it is to hear that its events were not stored
             if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
                 del self._appenders[key]
                 if self._newest.get(key[0]) == key[1]:

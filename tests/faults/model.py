@@ -54,6 +54,8 @@ class Asked:
     reject: bool = False
     cursor: tuple[str, int] | str | None = None
     """(generation, position), ``"garbage"``, or ``None``: from the start."""
+    base: int = 0
+    """How many events a clearing found."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def _delete(world: World, asked: Asked) -> Outcome:
 
 
 def _clear(world: World, asked: Asked) -> Outcome:
-    return _refused(world, asked, ended=True) or "cleared", world
+    refusal = _refused(world, asked, ended=True)
+    return (refusal, world) if refusal else ("cleared", replace(world, base=asked.base))
 
 
 def _leave(world: World, asked: Asked) -> Outcome:

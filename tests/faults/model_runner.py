@@ -11,7 +11,6 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from backends import Backend, Replica
@@ -269,8 +268,7 @@ class Session:
         said = await self._ask(replica.store.clear_content_state("s", generation=generation))
         if said is None and base is not None:
             assert await self._length(generation) in {base, None}, "events came or went with the clearing"
-            self.worlds = {replace(world, base=base) for world in self.worlds}
-        return Asked("clear", generation, who), "cleared" if said is None else said
+        return Asked("clear", generation, who, base=base or 0), "cleared" if said is None else said
 
     async def _length(self, generation: str | None) -> int | None:
         """How many events the generation has, if it is the newest and its witness is there."""
@@ -433,7 +431,8 @@ class Session:
 
     async def _leave(self, op: Op, known: list[str]) -> tuple[Asked, Any]:
         who, replica = self._slots[op.replica]
-        mine = {world.newest for world in self.worlds if world.owner == who} if len(self.worlds) == 1 else set()
+        certain = len(self.worlds) == 1
+        mine = {world.newest for world in self.worlds if certain and world.owner == who and world.running}
         queued = [one for generation in mine for one in self._queued(generation, who)]
         await replica.close()
         self._stored(queued)

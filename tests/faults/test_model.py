@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
 
-import hypothesis
 import pytest
 from backends import Backend, MemoryBackend, NatsBackend
+from exploring import explore
 from fault_table import Row
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from model import Op
 from model_runner import REPLICAS, Session
@@ -46,26 +43,6 @@ def programs(*, waits: bool, together: bool) -> st.SearchStrategy[list[list[Op]]
     first = st.just([Op("create", 0, 1)])
     blocks = st.one_of(crowd, alone) if together else alone
     return st.tuples(first, st.lists(blocks, min_size=5, max_size=30)).map(lambda parts: [parts[0], *parts[1]])
-
-
-def explore(seed: int, examples: int, strategy: st.SearchStrategy[Any], trial: Callable[[Any], None]) -> None:
-    """Try programs; the smallest that fails is reported as a literal."""
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-        print_blob=False,
-        report_multiple_bugs=False,
-    )
-    @hypothesis.given(strategy)
-    def attempt(program: Any) -> None:
-        trial(program)
-
-    attempt()
 
 
 class Failures(logging.Handler):
