@@ -274,8 +274,21 @@ class Runs:
             await put_active(self._context, run.job)  # its TTL is the same, and must not lapse before
             run.touched_at = time.monotonic()
 
+    async def drain(self) -> None:
+        """Store what is queued here, also for runs owned elsewhere; what cannot be is told in the log."""
+        busy = [writer for writer in self._appenders.values() if writer.closed is None and not writer.idle]
+        if busy and self._context.link.connected_since is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._context.config.timing.request):
+                    await asyncio.gather(*(writer.flush() for writer in busy), return_exceptions=True)
+        for writer in busy:
+            if not writer.idle or writer.owes:
+                _log.warning("events of %s that were emitted here were not stored before closing", writer.stream_id)
+
     def close(self) -> None:
         """Forget everything; nothing is written."""
+        for writer in self._appenders.values():
+            writer.stop_timer()
         self.owned.clear()
         self._newest.clear()
         self._watched.clear()

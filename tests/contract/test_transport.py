@@ -220,6 +220,18 @@ async def test_a_loss_that_nobody_was_told_of_is_told_however_late(replica, repl
     assert runs.local("s1", generation) is None
 
 
+async def test_what_was_emitted_is_stored_before_a_replica_closes(backend, replica):
+    """Also where the job is another replica's, and the linger still holds it back."""
+    generation = await start(replica)
+    other = await backend.replica(backend.config(timing={"linger": 1.0}))
+    await emit_stored(other.transport, "s1", 0, generation=generation)
+    for value in (1, 2):
+        await other.transport.emit_chunk("s1", value, generation=generation)
+    await other.close()
+    await replica.transport.emit_done("s1", None)
+    check_whole(await read_all(replica.transport.read, "s1"), [0, 1, 2])
+
+
 async def test_flush_waits_until_what_was_queued_is_stored(replica, replica_b):
     """Afterwards another replica reads it."""
     generation = await start(replica)

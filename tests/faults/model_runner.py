@@ -55,7 +55,7 @@ class Session:
         self._numbers = 0
         self._slots: list[tuple[int, Replica]] = []
         self._dead: set[int] = set()
-        self._alone = True
+        self._alone, self._dropped = True, False
         self._generations: list[str] = []
         self._logs: dict[str, Log] = {}
         self._witnesses: dict[str, Viewer] = {}
@@ -423,6 +423,10 @@ class Session:
         return who
 
     async def _kill(self, op: Op, known: list[str]) -> tuple[Asked | None, Any]:
+        """With a pick of 4 and above it is the owner who dies."""
+        owners = {world.owner for world in self.worlds} if op.pick >= 4 else set()
+        mine = [number for number, (who, _) in enumerate(self._slots) if who in owners]
+        op = Op("kill", mine[0] if mine else op.replica, op.pick)
         who, replica = self._slots[op.replica]
         await replica.kill()
         self._dead.add(who)
@@ -431,8 +435,8 @@ class Session:
 
     async def _leave(self, op: Op, known: list[str]) -> tuple[Asked, Any]:
         who, replica = self._slots[op.replica]
-        certain = len(self.worlds) == 1
-        mine = {world.newest for world in self.worlds if certain and world.owner == who and world.running}
+        certain = len(self.worlds) == 1 and not self._dropped
+        mine = {world.newest for world in self.worlds if certain and world.running}
         queued = [one for generation in mine for one in self._queued(generation, who)]
         await replica.close()
         self._stored(queued)
@@ -440,20 +444,23 @@ class Session:
         return Asked("leave", None, who), "left"
 
     async def _drop(self, op: Op, known: list[str]) -> tuple[Asked | None, Any]:
+        self._dropped = True
         await self._slots[op.replica][1].drop_connection()
         return None, "dropped"
 
     async def _mute(self, op: Op, known: list[str]) -> tuple[Asked | None, Any]:
-        await self._slots[op.replica][1].lose_live_messages()
+        for _, replica in self._slots:
+            await replica.lose_live_messages()
         return None, "mute"
 
     # -- waiting ------------------------------------------------------------------------------------------------
 
     async def _settle(self, op: Op, known: list[str]) -> tuple[Asked | None, Any]:
-        """A dead owner's job is ended by those who are left."""
+        """A dead owner's job is ended by those who are left, about as soon as its lease says."""
         if not any(world.running and world.owner in self._dead for world in self.worlds):
             return None, "nobody died"
-        await self._until(lambda job: job is None or job.status != "running", self.config.timing.lease * 10)
+        limit = max(self.config.timing.lease * 3, 20.0)
+        await self._until(lambda job: job is None or job.status != "running", limit)
         return await self._get(op, known)
 
     async def _expire(self, op: Op, known: list[str]) -> tuple[Asked | None, Any]:

@@ -30,6 +30,22 @@ WAITS = ("settle", "expire", "forget")
 
 ALONE = (*READS * 2, *WRITES, "create", "clear", *FAULTS)
 
+SCENES = (
+    ("create", "view", "mute", "append", "done"),
+    ("create", "view", "append", "mute", "abort"),
+    ("create", "append", "state", "clear", "view", "append", "view"),
+    ("create", "follow", "append", "create", "append", "done"),
+    ("create", "usage_entry", "abort", "claim", "view"),
+    ("create", "view", "emit", "drop", "append", "catch_up"),
+    ("create", "watch", "emit", "flush", "delete", "create", "view"),
+)
+SLOW_SCENES = (
+    ("create", "view", "append", "kill", "settle", "get", "view"),
+    ("create", "watch", "kill", "settle", "active"),
+    ("create", "view", "append", "expire", "view"),
+    ("create", "append", "done", "state", "forget", "view", "create"),
+)
+
 
 def ops(kinds: tuple[str, ...]) -> st.SearchStrategy[Op]:
     """Any of these operations."""
@@ -40,9 +56,12 @@ def programs(*, waits: bool, together: bool) -> st.SearchStrategy[list[list[Op]]
     """Blocks of operations; with ``together`` most of them have several at the same time."""
     alone = ops(ALONE + (WAITS if waits else ())).map(lambda op: [op])
     crowd = st.lists(ops(WRITES), min_size=2, max_size=4)
-    first = st.just([Op("create", 0, 1)])
-    blocks = st.one_of(crowd, alone) if together else alone
-    return st.tuples(first, st.lists(blocks, min_size=5, max_size=30)).map(lambda parts: [parts[0], *parts[1]])
+    blocks = (st.one_of(crowd, alone) if together else alone).map(lambda block: [block])
+    scenes = st.sampled_from(SCENES + (SLOW_SCENES if waits else ())).flatmap(
+        lambda kinds: st.tuples(*(ops((kind,)).map(lambda op: [op]) for kind in kinds)).map(list)
+    )
+    pieces = st.lists(st.one_of(blocks, blocks, blocks, blocks, scenes), min_size=5, max_size=30)
+    return pieces.map(lambda found: [[Op("create", 0, 1)], *(block for piece in found for block in piece)])
 
 
 class Failures(logging.Handler):
