@@ -79,7 +79,7 @@ class Appender:
         self._error: Exception | None = None
         self._refused: StreamFullError | None = None
         self._pending: tuple[bytes, int] | None = None  # undecided group: body, events
-        self._sealed = self._told = False
+        self._sealed = False
         self._alone = asyncio.Lock()  # two ends at once would move each other's numbers, and both be stored
         self._busy = False
         self._urgent = False
@@ -140,7 +140,6 @@ class Appender:
         if self.closed is not None:
             if flushing and self._stored >= self._taken:
                 return
-            self._told = True
             raise copy(self.closed)  # anew each time: a raised exception keeps its traceback, and that its frames
         if self._sealed and not flushing:
             raise JobClosedError(self.stream_id, self.generation)
@@ -269,7 +268,6 @@ class Appender:
         producers: list[asyncio.Future[Any]] = [future for _, future in self._flushers]
         producers += [future for future, _ in self._room]
         heard = any(not future.done() for future in producers)
-        self._told = self._told or heard
         for future in [*producers, *self._drains]:
             if not future.done():
                 future.set_exception(error)
@@ -388,8 +386,8 @@ class Appender:
 
     @property
     def owes(self) -> bool:
-        """Events that it took were lost with the end of the generation, and nobody has been told yet."""
-        return self.closed is not None and not self._told and self._stored < self._taken
+        """Events that it took were lost with the end of the generation: whoever flushes is to hear of it."""
+        return self.closed is not None and self._stored < self._taken
 
     @property
     def idle(self) -> bool:

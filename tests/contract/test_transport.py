@@ -214,10 +214,9 @@ async def test_a_loss_that_nobody_was_told_of_is_told_however_late(replica, repl
     await eventually(lambda: writer.closed)
     writer.last_stored -= 3600
     await runs.forget_idle()
-    with pytest.raises(JobClosedError):
-        await replica_b.transport.flush("s1", generation=generation)
-    await runs.forget_idle()
-    assert runs.local("s1", generation) is None
+    for _ in range(2):
+        with pytest.raises(JobClosedError):
+            await replica_b.transport.flush("s1", generation=generation)
 
 
 async def test_what_was_emitted_is_stored_before_a_replica_closes(backend, replica):
