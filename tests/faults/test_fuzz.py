@@ -237,7 +237,7 @@ def test_garbage_in_memory_harms_nobody(row: Row, seed: int, long: bool) -> None
             backend.system = MemorySystem(clock=lambda: time.time())
             clock.run(attacked(backend, attacks, row))
 
-    explore(seed, 3_000 if long else 40, st.lists(GARBAGE, min_size=10, max_size=40), trial)
+    explore(seed, 3_000 if long else 25, st.lists(GARBAGE, min_size=10, max_size=40), trial)
 
 
 def test_garbage_on_a_server_harms_nobody(row: Row, seed: int, long: bool, newest_server: str) -> None:
@@ -246,7 +246,7 @@ def test_garbage_on_a_server_harms_nobody(row: Row, seed: int, long: bool, newes
     def trial(attacks: list[Attack]) -> None:
         asyncio.run(attacked(NatsBackend("nats", newest_server), attacks, row))
 
-    explore(seed, 1_000 if long else 15, st.lists(GARBAGE, min_size=10, max_size=40), trial)
+    explore(seed, 1_000 if long else 10, st.lists(GARBAGE, min_size=10, max_size=40), trial)
 
 
 def test_answers_that_are_none_are_passed_over(row: Row, seed: int, long: bool, newest_server: str) -> None:
@@ -262,7 +262,7 @@ def test_answers_that_are_none_are_passed_over(row: Row, seed: int, long: bool, 
         asyncio.run(attacked(NatsBackend("nats", newest_server), [], row, answers=answers))
 
     garbage_answers = _attacks(("inbox",), requests).map(honest)
-    explore(seed, 500 if long else 8, st.lists(garbage_answers, min_size=1, max_size=20), trial)
+    explore(seed, 500 if long else 5, st.lists(garbage_answers, min_size=1, max_size=20), trial)
 
 
 def test_cursors_that_are_none_are_refused_by_name(row: Row, seed: int, long: bool) -> None:

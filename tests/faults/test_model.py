@@ -120,7 +120,7 @@ def on_nats(url: str, program: list[list[Op]], row: Row, *, waits: bool) -> None
 @pytest.mark.timeout(0)
 def test_memory_does_what_the_model_says(row: Row, seed: int, long: bool, together: bool) -> None:
     """Also while time passes: leases lapse, jobs expire, records go."""
-    explore(seed, 20_000 if long else 60, programs(waits=True, together=together), lambda p: on_memory(p, row))
+    explore(seed, 20_000 if long else 40, programs(waits=True, together=together), lambda p: on_memory(p, row))
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["one-by-one", "at-once"])
@@ -128,4 +128,4 @@ def test_memory_does_what_the_model_says(row: Row, seed: int, long: bool, togeth
 def test_nats_does_what_the_model_says(row: Row, seed: int, long: bool, together: bool, newest_server: str) -> None:
     """As memory does, so both agree; in the long form also while time passes."""
     strategy = programs(waits=long, together=together)
-    explore(seed, 2_000 if long else 15, strategy, lambda p: on_nats(newest_server, p, row, waits=long))
+    explore(seed, 2_000 if long else 10, strategy, lambda p: on_nats(newest_server, p, row, waits=long))
