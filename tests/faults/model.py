@@ -103,6 +103,8 @@ def step(world: World, asked: Asked, answer: Any) -> Iterator[Outcome]:
         yield _WRITES[asked.kind](world, asked)
     else:
         yield _READS[asked.kind](world, asked), world
+        if isinstance(asked.cursor, tuple) and asked.cursor[0] == world.newest and asked.cursor[1] < world.base:
+            yield ("entered", world.newest), world  # a replica that still holds what was cleared may give it
 
 
 def _create(world: World, asked: Asked, answer: Any) -> Outcome:
