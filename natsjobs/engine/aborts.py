@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
@@ -100,13 +100,13 @@ class Aborts:
         answer: dict[str, Any]
         signal = _signal(message.body)
         if signal is None:
+            garbage.skipped("an abort signal", message.subject, message.body)
             answer = {"error": 'an abort names "generation" and "id": {"generation":"…","id":"any text"}'}
         else:
             stream_id = self._stream_id_of(message.subject)
             heard = await self.hear(stream_id, signal["generation"], signal["id"]) if stream_id else 0
             answer = {"replica": self._context.replica_id, "heard": heard}
-        if message.reply:
-            await self._context.link.bus.publish(message.reply, wire.ascii_json(answer))
+        await self._context.reply(message, wire.ascii_json(answer))
 
     def _stream_id_of(self, subject: str) -> str | None:
         for stream_id in self._registrations:
@@ -241,10 +241,14 @@ class Aborts:
         )
 
     async def _content_of(self, stream_id: str, generation: str, answer: dict[str, Any] | None) -> list[ContentPart]:
-        if answer and isinstance(parts := answer.get("content"), list):
-            return list(parts)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        if answer and isinstance(raw := answer.get("content"), msgspec.Raw):
-            return msgspec.json.decode(raw, type=list[ContentPart])
+        content = answer.get("content") if answer else None
+        if isinstance(content, msgspec.Raw):
+            return msgspec.json.decode(content, type=list[ContentPart])
+        if content is not None:
+            try:
+                return msgspec.convert(content, list[ContentPart])
+            except msgspec.ValidationError as error:
+                garbage.skipped("the answer of an owner", f"{stream_id}: {error}", content)
         return await self._content.folded(stream_id, generation)
 
 

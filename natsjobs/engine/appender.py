@@ -165,12 +165,16 @@ class Appender:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(wait, self._on_timer)
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.stop_timer()
         self._busy = True
         self._sent_at = time.monotonic()
         self._tasks.spawn(self._send(), name=f"natsjobs append {self.stream_id}")
+
+    def stop_timer(self) -> None:
+        """Nothing is sent by itself any more; a replica that closes leaves no timer behind."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -359,9 +363,7 @@ class Appender:
             self.terminal = terminal
             status, reason = (terminal.status, terminal.reason) if terminal else (None, None)
             self.closed = JobClosedError(self.stream_id, self.generation, status, reason)
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            self.stop_timer()
             self._queue.clear()
             self._queued_bytes = 0
             self._fail(self.closed)
@@ -381,6 +383,11 @@ class Appender:
     def late_end(self) -> bool:
         """Our terminal record landed without an acknowledgement: readers may not have seen it."""
         return self._chain.landed is not None
+
+    @property
+    def owes(self) -> bool:
+        """Events that it took were lost with the end of the generation: whoever flushes is to hear of it."""
+        return self.closed is not None and self._stored < self._taken
 
     @property
     def idle(self) -> bool:

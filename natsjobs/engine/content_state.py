@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from natsjobs.content import ContentFold
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
@@ -98,7 +98,11 @@ class ContentState:
         cursor = wire.Cursor(generation, 0, 0)
         async for batch in self._batches(stream_id, generation):
             for raw in batch.raws if batch.type is EventType.EVENT else ():  # others only count (C5)
-                value = msgspec.json.decode(raw)
+                try:
+                    value = msgspec.json.decode(raw)
+                except wire.UNREADABLE as error:
+                    garbage.skipped("an event", f"of {generation}: {error}", raw)
+                    continue
                 steps.add(value)
                 if custom is not None:
                     values.append(value)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from natsjobs.config import Config
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.headroom import Headroom
-from natsjobs.engine.ports import Link
+from natsjobs.engine.ports import Incoming, Link
 from natsjobs.engine.records import Records
 from natsjobs.engine.subjects import Subjects, check_id
 from natsjobs.tasks import Tasks
@@ -65,6 +65,13 @@ class Context:
             return
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
+
+    async def reply(self, message: Incoming, body: bytes) -> None:
+        """Answer a request, unless the answer would become a message of ours or a call of the server's API."""
+        if message.reply.startswith(("$", f"{self.config.namespace}.")):
+            garbage.skipped("a request", f"its answer would go to {message.reply}", message.body)
+        elif message.reply:
+            await self.link.bus.publish(message.reply, body)
 
     async def answered(self) -> None:
         """Wait, not longer than an asker would, until every request that came has its answer."""

@@ -19,6 +19,7 @@ from natsjobs.engine import wire
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import (
+    LATEST,
     JobRecord,
     drop_active,
     job_key,
@@ -76,10 +77,7 @@ class Creation:
 
     async def _has_ended(self, record: JobRecord) -> bool:
         """Whether the log of a job that the record calls running has its end already."""
-        subject = self._context.subjects.end(record.stream_id, record.generation)
-        newest = await patiently(lambda: self._context.link.events.last(subject), limit=self._context.patience)
-        entry = wire.decode(newest.body) if newest is not None else None
-        return entry is not None and entry.type in wire.TERMINAL
+        return await self._runs.terminal_of(record.stream_id, record.generation) is not None
 
     async def _replace(self, previous: JobRecord) -> None:
         end = End("aborted", EndReason.REPLACED, wire.random_token(), b"null")
@@ -207,7 +205,7 @@ class Creation:
 def _left_at(slot: Slot) -> int:
     """When the removed job was created, as its removal noted."""
     left = (slot.left or {}).get("createdAt")
-    return left if isinstance(left, int) else 0
+    return left if isinstance(left, int) and 0 <= left <= LATEST else 0
 
 
 async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> None:

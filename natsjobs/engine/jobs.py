@@ -14,15 +14,17 @@ from typing import Any, Final
 
 import msgspec
 
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
-from natsjobs.engine.subjects import escape
-from natsjobs.errors import EventTooLargeError, InvalidArgumentError
+from natsjobs.engine.subjects import check_id, escape
+from natsjobs.errors import EventTooLargeError, InvalidArgumentError, InvalidIdError
 from natsjobs.models import Job, JobChanges, JobFields, JobStatus, UserMessage
 
 _ERROR_CHARS = 16_384
 _ENDING_TIME = 60.0  # however short the limit is, there must be time to write many terminal records
+LATEST = 1 << 53
+"""The largest ``createdAt``: more has no exact form in every reader of JSON."""
 _GENERATION = re.compile(r"[A-Za-z0-9_-]{1,64}")  # one subject token, whatever a later version makes of it
 
 _FIELD_TYPES: Final[dict[str, Any]] = {
@@ -74,11 +76,30 @@ def record_of(slot: Slot) -> JobRecord | None:
         return None
     try:
         job = msgspec.convert(slot.value, Job)
-    except msgspec.ValidationError:
-        return None
-    if not slot.key.endswith(f".job.{escape(job.stream_id)}") or not _GENERATION.fullmatch(job.generation):
+        _check_record(job, slot.key)
+    except (msgspec.ValidationError, InvalidIdError, ValueError) as error:
+        garbage.skipped("a job record", f"{slot.key}: {error}", slot.value)
         return None
     return JobRecord(job, slot.value, slot.revision, slot.time)
+
+
+def _check_record(job: Job, key: str) -> None:
+    """What becomes part of a subject must be able to: one that is too long would cost the connection."""
+    if not key.endswith(f".job.{escape(job.stream_id)}"):
+        raise ValueError("it names another stream id")
+    if not is_generation(job.generation):
+        raise ValueError(f"no generation: {job.generation!r}")
+    check_id(job.stream_id, "streamId")
+    check_id(job.user_id, "userId")
+    if job.owner is not None:
+        check_id(job.owner, "owner")
+    if not 0 <= job.created_at <= LATEST:
+        raise ValueError(f"createdAt {job.created_at}")
+
+
+def is_generation(value: object) -> bool:
+    """Whether this can be a generation id."""
+    return isinstance(value, str) and _GENERATION.fullmatch(value) is not None
 
 
 def job_key(context: Context, stream_id: str) -> str:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.errors import EventTooLargeError, InvalidArgumentError, InvalidEventError, NotOpenError
@@ -152,6 +152,6 @@ def _readable(slot: Slot) -> bool:
     try:
         _entry(slot)
     except InvalidArgumentError as error:
-        _log.warning("skipped %s: it is no usage entry: %s", slot.key, error)
+        garbage.skipped("a usage entry", f"{slot.key}: {error}", slot.value)
         return False
     return True

@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 
 from natsjobs.config import RECONNECT_WAIT
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.aborts import Aborts
 from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import is_generation
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _REAP_AT_ONCE = 16
 _ASK_ABOUT = 64  # runs in one ping: with the longest ids they fit into the smallest message
+_OWNER_BYTES = 256  # as much as any id may have
 
 
 class Liveness:
@@ -109,15 +111,15 @@ class Liveness:
         request = wire.decode_object(message.body)
         answer: dict[str, Any] = {"replica": self._context.replica_id}
         if request is None:
+            garbage.skipped("a request to an owner", message.subject, message.body)
             answer["error"] = 'send a JSON object with "op": "ping", "signal" or "abort"'
-        elif request.get("op") in {"signal", "abort"} and isinstance(request.get("id"), str):
+        elif request.get("op") in ("signal", "abort") and isinstance(request.get("id"), str):
             answer = await self._aborts.answer_owner(request)
         else:
             asked = _asked(request.get("runs"))
             answer["missing"] = [run for run in asked if run not in self._runs.owned]
             answer["runs"] = len(self._runs.owned)
-        if message.reply:
-            await self._context.link.bus.publish(message.reply, msgspec.json.encode(answer))
+        await self._context.reply(message, msgspec.json.encode(answer))
 
     # -- watching the others ------------------------------------------------------------------------------------
 
@@ -151,6 +153,9 @@ class Liveness:
     def suspect(self, owner: str) -> None:
         """Judge an owner without a lease, in the background, once at a time."""
         if owner == self._context.replica_id or owner in self._judged:
+            return
+        if not 0 < len(owner.encode()) <= _OWNER_BYTES:
+            garbage.skipped("a lease", "its name is too long", owner)
             return
         self._known.add(owner)
         self._judged.add(owner)
@@ -199,7 +204,8 @@ class Liveness:
         """Which of these runs a living owner does not have; ``None``: no valid answer (A4)."""
         subject, missing = self._context.subjects.owner(owner), list[tuple[str, str]]()
         for start in range(0, max(1, len(runs)), _ASK_ABOUT):
-            request = msgspec.json.encode({"op": "ping", "runs": runs[start : start + _ASK_ABOUT]})
+            asked = runs[start : start + _ASK_ABOUT]
+            request = msgspec.json.encode({"op": "ping", "runs": asked})
             try:
                 reply = await self._context.link.bus.request(subject, request, timeout=max(self._pause, 0.2))
                 answer = msgspec.json.decode(reply, type=_Pong)
@@ -207,7 +213,7 @@ class Liveness:
                 return None
             if answer.replica != owner:
                 return None
-            missing += [(run[0], run[1]) for run in answer.missing]
+            missing += [run for run in asked if run in answer.missing]
         return missing
 
     # -- ending what is left ------------------------------------------------------------------------------------
@@ -218,8 +224,10 @@ class Liveness:
         left: list[tuple[str, str]] = []
         for slot in await self._context.records.list(subjects.records("active")):
             parts = subjects.split_record(slot.key)
-            if parts is not None and len(parts) == 3 and (slot.value or {}).get("owner") == owner:
-                left.append((parts[2], str((slot.value or {}).get("generation"))))
+            entry = slot.value or {}
+            generation = entry.get("generation")
+            if parts is not None and len(parts) == 3 and entry.get("owner") == owner and is_generation(generation):
+                left.append((parts[2], str(generation)))
         if left:
             _log.warning("owner %s is gone; ending its %d jobs", owner, len(left))
         await self.end_lost(left)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.context import Context
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
@@ -94,7 +94,7 @@ class Presence:
         count = self.count(stream_id)
         if message.reply and count:
             body = wire.ascii_json({"replica": self._name, "count": count})
-            self._context.spawn(self._context.link.bus.publish(message.reply, body), "natsjobs presence")
+            self._context.spawn(self._context.reply(message, body), "natsjobs presence")
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -216,6 +216,7 @@ class _Watch:
         try:
             joined = msgspec.json.decode(message.body, type=_Change).event == "join"
         except wire.UNREADABLE:
+            garbage.skipped("news of a subscriber", message.subject, message.body)
             return
         if joined:
             self._joins += 1
@@ -274,6 +275,7 @@ def _counts(answers: list[bytes]) -> dict[str, int]:
         try:
             found = msgspec.json.decode(answer, type=_Count)
         except wire.UNREADABLE:
+            garbage.skipped("a count of subscribers", "an answer", answer)
             continue
         counts[found.replica] = max(found.count, 0)
     return counts

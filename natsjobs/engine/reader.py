@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from functools import partial
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -20,6 +21,7 @@ from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
+from natsjobs.engine.terminals import find_terminal
 from natsjobs.engine.turns import Turns
 from natsjobs.errors import (
     GenerationReplacedError,
@@ -320,8 +322,12 @@ class LogReader:
         )
         # Without an end it was never a turn: its create died, or lost a race, before the record named it (A6).
         names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
-        between = sorted(name for name in names if given < name < newest)
-        return between[0] if between else newest
+        for name in sorted(name for name in names if given < name < newest):
+            end = subjects.end(self._stream_id, name)
+            last = await patiently(partial(self._context.link.events.last, end), limit=self._context.patience)
+            if last is not None and await find_terminal(self._context.link, end, last) is not None:
+                return name  # what somebody else put there would keep a follower waiting for ever
+        return newest
 
     async def close(self) -> None:
         """Release everything at once; a pending ``__anext__`` raises NotOpenError."""

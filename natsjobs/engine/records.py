@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from natsjobs.engine import wire
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.errors import StreamFullError, UnavailableError
@@ -145,7 +145,7 @@ class Records:
 def _slot(message: Message) -> Slot:
     record = wire.decode_object(message.body) if message.body else None
     if message.body and record is None:
-        _log.warning("skipped %s: its value is not one of ours: %.80r", message.subject, message.body)
+        garbage.skipped("a key of the bucket", message.subject, message.body)
     if message.marker is not None:
         return Slot(message.subject, message.seq, None, record, message.time)
     return Slot(message.subject, message.seq, record, None, message.time)

@@ -81,6 +81,7 @@ class Replica:
                 raise UnavailableError(f"the {what} does not exist any more; run: natsjobs setup") from error
 
     async def _stop(self) -> None:
+        await self.runs.drain()
         await self.liveness.stop()
         await self.context.answered()
         await self.aborts.close()

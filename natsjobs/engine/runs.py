@@ -40,6 +40,7 @@ from natsjobs.models import EndReason, EventType, Job
 _log = logging.getLogger(__name__)
 
 _KEEP_CLOSED = 60.0  # a closed or idle writer is remembered this long, to answer late calls without a read
+_MOST_OWING = 1024
 _REPAIR_AFTER = 2.0
 
 
@@ -266,7 +267,10 @@ class Runs:
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - _KEEP_CLOSED
+        owing = [key for key, appender in self._appenders.items() if appender.owes][-_MOST_OWING:]
         for key, appender in list(self._appenders.items()):
+            if key in owing:
+                continue  # the next call on it is to hear that its events were not stored
             if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
                 del self._appenders[key]
                 if self._newest.get(key[0]) == key[1]:
@@ -286,8 +290,21 @@ class Runs:
             await put_active(self._context, run.job)  # its TTL is the same, and must not lapse before
             run.touched_at = time.monotonic()
 
+    async def drain(self) -> None:
+        """Store what is queued here, also for runs owned elsewhere; what cannot be is told in the log."""
+        busy = [writer for writer in self._appenders.values() if writer.closed is None and not writer.idle]
+        if busy and self._context.link.connected_since is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._context.config.timing.request):
+                    await asyncio.gather(*(writer.flush() for writer in busy), return_exceptions=True)
+        for writer in busy:
+            if not writer.idle or writer.owes:
+                _log.warning("events of %s that were emitted here were not stored before closing", writer.stream_id)
+
     def close(self) -> None:
         """Forget everything; nothing is written."""
+        for writer in self._appenders.values():
+            writer.stop_timer()
         self.owned.clear()
         self._newest.clear()
         self._watched.clear()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from natsjobs.engine import garbage, wire
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.reader import LogReader
 from natsjobs.errors import NotOpenError, ResumeError, UnavailableError
@@ -34,6 +35,11 @@ class Handlers:
         """Call one handler; one that raises is logged and loses nothing of later events."""
         handler = self._table.get(event.type.value)
         if handler is not None:
+            try:
+                event.data  # noqa: B018 - decoded here, and kept
+            except wire.UNREADABLE as error:
+                garbage.skipped("an event", f"index {event.index} of {event.generation}: {error}", event.raw)
+                return
             what = f"a handler of event {event.index} of generation {event.generation}"
             await call_and_wait(what, handler, event.data)
 

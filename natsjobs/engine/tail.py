@@ -159,7 +159,7 @@ class Tail:
             return
         if entry.type == "gone":
             raise self._lose("its log was removed")
-        if entry.type == "part" and entry.first:
+        if entry.type == "part" and 0 < entry.first <= message.seq:
             self._replay = Replay(entry.index, entry.first - 1)  # join the pieces from the first on
             await self._read_on()
         elif entry.type == "part" or entry.type == "final":
@@ -202,8 +202,11 @@ class Tail:
         if message.subject.endswith(".end") or message.seq == 0:
             self.look_now()
             return
+        entry = wire.decode(message.body)
+        if entry is None:
+            return  # it moves nothing: if it is in the log too, the next look passes over it there
         before, seq = self._replay.next, self._replay.seq
-        verdict = self._replay.feed(message.seq, wire.decode(message.body), end=False)
+        verdict = self._replay.feed(message.seq, entry, end=False)
         if isinstance(verdict, Batch):
             self._keep(verdict)
             if self._replay.next > before:

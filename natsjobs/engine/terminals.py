@@ -70,9 +70,25 @@ async def find_terminal(link: Link, end_subject: str, newest: Message) -> wire.T
         if behind is None:
             return None
         newest, entry = behind, wire.decode(behind.body)
+        if entry is None:
+            return await _first_terminal(link, end_subject, newest.seq)
     if entry is None or entry.type not in wire.TERMINAL or newest.subject != end_subject:
         return None
     return await read_terminal(link, newest, entry)
+
+
+async def _first_terminal(link: Link, end_subject: str, until: int) -> wire.Terminal | None:
+    """The terminal record on a subject where somebody else has written behind it."""
+    seq = 1
+    while seq <= until:
+        message = await patiently(partial(link.events.next, end_subject, seq), limit=_PATIENCE)
+        if message is None:
+            return None
+        entry = wire.decode(message.body)
+        if entry is not None and entry.type in wire.TERMINAL:
+            return await read_terminal(link, message, entry)
+        seq = message.seq + 1
+    return None
 
 
 async def read_terminal(link: Link, message: Message, entry: wire.Entry) -> wire.Terminal:

@@ -245,7 +245,21 @@ class Upkeep:
                 continue
             began = time.monotonic()
             try:
-                await remove_log(self._context, stream_id, generation)
+                if await self._is_open(stream_id, generation):
+                    await self._end_expired(stream_id, generation)  # who reads it gets an end; it is removed later
+                else:
+                    await remove_log(self._context, stream_id, generation)
             except (NatsJobsError, StreamMissingError) as error:
                 _log.info("an orphaned log of %s stays: %s", stream_id, error)
             await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)
+
+    async def _is_open(self, stream_id: str, generation: str) -> bool:
+        """Whether a log has events and no end: its record lapsed unseen (A8). With nothing in it, it was no turn."""
+        context, subjects = self._context, self._context.subjects
+        log, end = subjects.log(stream_id, generation), subjects.end(stream_id, generation)
+        newest = await patiently(lambda: context.link.events.last(log), limit=context.patience)
+        entry = wire.decode(newest.body) if newest is not None else None
+        if newest is None or entry is None or entry.type in {"open", "gone"}:
+            return False
+        last = await patiently(lambda: context.link.events.last(end), limit=context.patience)
+        return last is None or await find_terminal(context.link, end, last) is None

@@ -21,17 +21,15 @@ recognises its own message (A5). Types that this version does not know are kept:
 from __future__ import annotations
 
 import json
-import logging
 import re
 import secrets
 from typing import Any, Final
 
 import msgspec
 
+from natsjobs.engine import garbage
 from natsjobs.errors import EventTooLargeError, InvalidCursorError, InvalidEventError
 from natsjobs.models import EndReason, EventType, JobStatus
-
-_log = logging.getLogger(__name__)
 
 TERMINAL: Final = frozenset({"done", "error", "aborted"})
 STATUS_OF: Final = {"done": JobStatus.COMPLETE, "error": JobStatus.ERROR, "aborted": JobStatus.ABORTED}
@@ -42,6 +40,7 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _BASE32 = "0123456789abcdefghijklmnopqrstuv"
 _MOST_EVENTS = 9_999_999_999  # what a cursor has digits for
+_MOST_MESSAGES = 999_999_999_999_999_999  # the same for a sequence
 _DEEPEST = 256  # nesting of an event: below Python's recursion limit for every reader, however deep its own stack is
 _NO_BRACKETS = bytes(set(range(256)) - set(b'"[]{}'))
 _CURSOR = re.compile(r"([0-9a-v]{19})-([0-9]{10})-([0-9]{1,18})\Z")
@@ -80,19 +79,44 @@ _decoder = msgspec.json.Decoder(Entry)
 
 
 def decode(body: bytes) -> Entry | None:
-    """The entry, or ``None`` for bytes that somebody else put into our subject (logged)."""
+    """The entry, or ``None`` for bytes that somebody else put into our subject (counted)."""
     try:
         entry = _decoder.decode(body)
-    except UNREADABLE:
-        _log.warning("skipped a message in an event log that is not ours: %.80r", body)
+        if not body.isascii():
+            body.decode()  # the decoder does not look into what it keeps as it is
+    except UNREADABLE as error:
+        garbage.skipped("a message in an event log", str(error), body)
         return None
-    if not 0 <= entry.index <= _MOST_EVENTS or (entry.part is not None and not 0 <= entry.part[0] < entry.part[1]):
-        _log.warning("skipped a message in an event log with impossible numbers: %.80r", body)
-        return None
-    if entry.type in {"part", "final"} and (entry.part is None or bytes(memoryview(entry.data)[:1]) != b'"'):
-        _log.warning("skipped a piece in an event log that is no text: %.80r", body)
+    if (why := _impossible(entry)) is not None:
+        garbage.skipped("a message in an event log", why, body)
         return None
     return entry
+
+
+def _impossible(entry: Entry) -> str | None:
+    """Why nobody of ours can have written this."""
+    if not 0 <= entry.index <= _MOST_EVENTS or (entry.part is not None and not 0 <= entry.part[0] < entry.part[1]):
+        return "impossible numbers"
+    if not 0 <= entry.first <= _MOST_MESSAGES:
+        return "an impossible sequence"
+    if entry.type == "events" or entry.type == "open":
+        return None
+    text = bytes(memoryview(entry.data)[:1]) == b'"'
+    if entry.type in {"part", "final"} and (entry.part is None or not text):
+        return "a piece that is no text"
+    if entry.type == "error" and not text and not entry.first:
+        return "an error that is no text"
+    return None
+
+
+def is_json(raw: bytes) -> bool:
+    """Whether these bytes are one JSON value that every reader can open."""
+    try:
+        msgspec.json.decode(raw)
+        _check_depth(raw)
+    except (*UNREADABLE, InvalidEventError):
+        return False
+    return True
 
 
 def encode_event(event: Any, *, limit: int, enc_hook: Any = None) -> bytes:
@@ -166,11 +190,14 @@ _object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def decode_object(body: bytes) -> dict[str, Any] | None:
-    """A JSON object that somebody sent or stored; ``None`` for anything else."""
+    """A JSON object that somebody sent or stored; ``None`` for anything else, also for what cannot be written again."""
     try:
-        return _object_decoder.decode(body)
-    except UNREADABLE:
+        found = _object_decoder.decode(body)
+        if body.count(b"[") + body.count(b"{") > _DEEPEST:
+            _check_depth(body)
+    except (*UNREADABLE, InvalidEventError):
         return None
+    return found
 
 
 # -- building bodies ------------------------------------------------------------------------------------------------
@@ -296,6 +323,9 @@ class Terminal(msgspec.Struct, frozen=True):
     @staticmethod
     def of(entry: Entry, seq: int, raw: bytes | None = None) -> Terminal:
         """From a terminal entry; ``raw`` when its data was stored in pieces before it."""
+        if raw is not None and (not is_json(raw) or (entry.type == "error" and raw[:1] != b'"')):
+            garbage.skipped("a final event in pieces", f"sequence {seq}", raw)
+            raw = b'""' if entry.type == "error" else b"null"
         return Terminal(
             EventType(entry.type),
             entry.index,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
 from natsjobs.jetstream.faults import RequestFailedError
-from natsjobs.jetstream.headers import header_of, marker_of, status_of
+from natsjobs.jetstream.headers import marker_of, number_of, status_of
 from natsjobs.jetstream.inbox import WireInterest
 from natsjobs.jetstream.wire import Wire
 
@@ -40,8 +40,8 @@ class NatsBus:
             if not headers:
                 handler(Incoming(subject, body, reply, 0))
                 return
-            seq = header_of(headers, b"Nats-Sequence")
-            handler(Incoming(subject, body, reply, int(seq) if seq else 0, marker_of(headers)))
+            seq = number_of(headers, b"Nats-Sequence")
+            handler(Incoming(subject, body, reply, seq or 0, marker_of(headers)))
 
         return await self._wire.subscribe(subject, receive, limit=self._request)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+_DIGITS = 18  # below 2 ** 63, like every sequence
 _MARKERS = {"MaxAge": "MaxAge", "Purge": "PURGE", "Remove": "DEL"}
 
 
@@ -14,20 +15,28 @@ def status_of(headers: bytes) -> int:
 
 
 def header_of(headers: bytes, name: bytes) -> bytes | None:
-    """The value of a header; ``name`` as the server spells it."""
-    start = headers.find(b"\r\n" + name + b": ")
+    """The value of a header; ``name`` as the server spells it. Its own come last: one before them is the sender's."""
+    start = headers.rfind(b"\r\n" + name + b": ")
     if start < 0:
         return None
     start += len(name) + 4
-    return headers[start : headers.index(b"\r\n", start)]
+    stop = headers.find(b"\r\n", start)
+    return headers[start : stop if stop >= 0 else None]
+
+
+def number_of(headers: bytes, name: bytes) -> int | None:
+    """The whole number in a header; ``None``: no header, or somebody else's text in it."""
+    text = header_of(headers, name)
+    return int(text) if text is not None and text.isdigit() and len(text) <= _DIGITS else None
 
 
 def marker_of(headers: bytes) -> str | None:
     """What removal a message marks, if any: ``"PURGE"``, ``"DEL"`` or ``"MaxAge"``."""
     if (operation := header_of(headers, b"KV-Operation")) is not None:
-        return operation.decode()
+        return operation.decode("utf-8", "replace")
     if (reason := header_of(headers, b"Nats-Marker-Reason")) is not None:
-        return _MARKERS.get(reason.decode(), reason.decode())
+        text = reason.decode("utf-8", "replace")
+        return _MARKERS.get(text, text)
     return None
 
 

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import msgspec
 from nats.aio.subscription import Subscription
 
+from natsjobs.engine import garbage
 from natsjobs.jetstream.faults import RequestFailedError
 from natsjobs.jetstream.tap import Handler, Tap
 
@@ -75,6 +77,8 @@ class Inbox:
             return
         try:
             result = waiting.take(body, headers)
+        except msgspec.MsgspecError as error:
+            garbage.skipped("an answer", f"{waiting.subject}: {error}", body)  # the true one may still come
         except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
             waiting.future.set_exception(error)
         else:

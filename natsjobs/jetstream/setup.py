@@ -230,11 +230,13 @@ class Setup:
         subject = f"{self._prefix}.STREAM.{operation}.{name}"
         doing = f"{'creating' if operation == 'CREATE' else 'looking at'} the stream {name}"
 
-        def take(body: bytes, headers: bytes) -> tuple[bytes, int]:
-            return body, status_of(headers)
+        def take(body: bytes, headers: bytes) -> tuple[_Answer, int]:
+            status = status_of(headers)
+            return _Answer() if status else _answer.decode(body), status
 
         try:
-            reply, status = await self._wire.request(subject, body, take, limit=self._limit, wait=AWAY_WAIT)
+            answer: _Answer
+            answer, status = await self._wire.request(subject, body, take, limit=self._limit, wait=AWAY_WAIT)
         except RequestFailedError as error:
             if error.denied and operation == "CREATE":
                 raise PermissionError(str(error)) from None
@@ -244,7 +246,6 @@ class Setup:
             raise UnavailableError(
                 f"{doing}: JetStream does not answer; is it enabled on the server and for this account?"
             )
-        answer = _answer.decode(reply)
         if answer.error is not None and answer.error.err_code != OTHER_CONFIG:
             found = of_server(answer.error, doing)
             if answer.error.err_code in NO_JETSTREAM:

@@ -15,15 +15,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from natsjobs.engine import garbage
 from natsjobs.engine.ports import Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
-from natsjobs.jetstream.headers import header_of, marker_of, seconds_of, status_of
+from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.wire import AWAY_WAIT, Wire
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 HEADER_ROOM = 1024
 """What is left for headers below ``max_payload``."""
@@ -50,6 +50,10 @@ class _Found(msgspec.Struct, frozen=True):
     message: _Stored | None = None
     error: ServerError | None = None
 
+    @property
+    def says_something(self) -> bool:
+        return self.message is not None
+
 
 class _Numbers(msgspec.Struct, frozen=True):
     last_seq: int = 0
@@ -70,6 +74,12 @@ class _Info(msgspec.Struct, frozen=True):
     config: _Limits = _Limits()
     error: ServerError | None = None
 
+    @property
+    def says_something(self) -> bool:
+        return bool(self.created)
+
+
+T = TypeVar("T", _Found, _Info)
 
 _ack = msgspec.json.Decoder(_Ack)
 _found = msgspec.json.Decoder(_Found)
@@ -149,9 +159,12 @@ class NatsStream:
         page: list[Message] = []
 
         def take(body: bytes, headers: bytes) -> int | None:
+            if (message := _direct_message(body, headers)) is not None:
+                page.append(message)  # also one that somebody stored with a status line of his own
+                return None
             if status := status_of(headers):
                 return status
-            page.append(_direct_message(body, headers))
+            garbage.skipped("an answer", self._direct, body)
             return None
 
         def again() -> None:
@@ -191,7 +204,7 @@ class NatsStream:
             last_seq=info.state.last_seq,
             bytes=info.state.bytes,
             max_bytes=info.config.max_bytes,
-            now=seconds_of(info.ts) if info.ts else time.time(),
+            now=_seconds(info.ts, self.name) if info.ts else time.time(),
         )
 
     # -- asking -------------------------------------------------------------------------------------------------------
@@ -201,7 +214,7 @@ class NatsStream:
         if (message := found.message) is None:
             return None
         marker = marker_of(message.hdrs) if message.hdrs else None
-        return Message(message.subject, message.seq, message.data, seconds_of(message.time), marker)
+        return Message(message.subject, message.seq, message.data, _seconds(message.time, self.name), marker)
 
     async def _ask(self, query: dict[str, Any] | None) -> _Info:
         return await self._api(self._about, _encode(query) if query else b"", _info, f"asking about {self.name}")
@@ -209,21 +222,23 @@ class NatsStream:
     async def _api(self, subject: str, query: bytes, decoder: msgspec.json.Decoder[T], doing: str) -> T:
         """One request to the leader; the answer, which may say that there is no message but no other error."""
 
-        def take(body: bytes, headers: bytes) -> tuple[bytes, int]:
-            return body, status_of(headers)
+        def take(body: bytes, headers: bytes) -> tuple[T] | int:
+            if status := status_of(headers):
+                return status
+            answer = decoder.decode(body)
+            if answer.error is None and not answer.says_something:
+                raise msgspec.ValidationError("it says neither what was asked nor an error")
+            return (answer,)
 
         started = time.monotonic()
         try:
-            body, status = await self._repeat(subject, query, take)
+            taken = await self._repeat(subject, query, take)
         except RequestFailedError as error:
             raise self._failed(error, doing, started) from None
-        if status:
+        if isinstance(taken, int):
             await self._nobody(doing, started)
-        try:
-            answer = decoder.decode(body)
-        except msgspec.MsgspecError as error:
-            raise UnavailableError(f"{doing}: the answer is none of JetStream ({error})") from error
-        refused: ServerError | None = getattr(answer, "error", None)
+        answer: T = taken[0]
+        refused = answer.error
         if refused is not None and refused.err_code != NO_MESSAGE:
             raise await self._refused(refused, doing, started)
         self._wire.went_well()
@@ -253,6 +268,9 @@ class NatsStream:
             raise RequestFailedError(f"the answer is none of JetStream ({error})", sent=True) from None
         if ack.error is not None and not ack.stream:
             return ack
+        if ack.error is None and (ack.seq < 1 or not ack.stream):
+            garbage.skipped("an acknowledgement", self.name, body)
+            return None
         if ack.stream == self.name and (self.domain is None or ack.domain == self.domain):
             return ack
         if ack.error is not None and ack.stream == self.name and not ack.domain:
@@ -312,8 +330,20 @@ class NatsStream:
             return False
 
 
-def _direct_message(body: bytes, headers: bytes) -> Message:
-    subject = header_of(headers, b"Nats-Subject") or b""
-    seq = header_of(headers, b"Nats-Sequence") or b"0"
-    stored = header_of(headers, b"Nats-Time-Stamp") or b"1970-01-01T00:00:00Z"
-    return Message(subject.decode(), int(seq), body, seconds_of(stored.decode()), marker_of(headers))
+def _seconds(text: str, name: str) -> float:
+    try:
+        return seconds_of(text)
+    except ValueError:
+        raise UnavailableError(f"reading {name}: the answer is none of JetStream (time {text!r})") from None
+
+
+def _direct_message(body: bytes, headers: bytes) -> Message | None:
+    subject, seq = header_of(headers, b"Nats-Subject"), number_of(headers, b"Nats-Sequence")
+    stored = header_of(headers, b"Nats-Time-Stamp")
+    if subject is None or seq is None or stored is None:
+        return None
+    try:
+        at = seconds_of(stored.decode())
+    except ValueError:
+        return None
+    return Message(subject.decode("utf-8", "replace"), seq, body, at, marker_of(headers))

@@ -209,7 +209,13 @@ class Tap:
         stats["in_msgs"] += 1
         stats["in_bytes"] += len(data)
         try:
-            handler(subject.decode(), reply.decode() if reply else "", data, headers or b"")
+            # Whoever publishes may use any bytes; what is no UTF-8 is no subject of ours.
+            handler(
+                subject.decode("utf-8", "replace"),
+                reply.decode("utf-8", "replace") if reply else "",
+                data,
+                headers or b"",
+            )
         except Exception:  # noqa: BLE001 - anything that left here would end nats-py's reading for good
             _log.exception("handler of %s failed", subject)
 

@@ -41,6 +41,7 @@ _LINGER = 0.25
 """How long a broken connection may take to tell; then it is waiting for a peer that is gone."""
 _CLOSE = 2.0
 _TOO_MANY = "maximum subscriptions exceeded"
+_LONGEST_SUBJECT = 3_900  # a control line over 4,096 bytes closes the connection for good
 _BAD_SUBJECT = re.compile(r"[\s\x00]|^$")
 
 
@@ -294,8 +295,8 @@ class Wire:
             size = len(body) + (len(header_bytes(headers)) if headers else 0)
             if size > limit:
                 raise EventTooLargeError(size, limit, field="message")
-        if _BAD_SUBJECT.search(subject):
-            raise InvalidArgumentError("subject", f"{subject!r} is no NATS subject")
+        if len(subject) > _LONGEST_SUBJECT or _BAD_SUBJECT.search(subject):
+            raise InvalidArgumentError("subject", f"{subject[:200]!r} is no NATS subject")
 
     async def publish(self, subject: str, body: bytes) -> None:
         """Send and forget; while the connection is away, only forget."""

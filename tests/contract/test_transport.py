@@ -7,7 +7,7 @@ import json
 
 import pytest
 from making import start
-from waiting import Heard, check_whole, emit_stored, read_all, soon
+from waiting import Heard, check_whole, emit_stored, eventually, read_all, soon
 
 import natsjobs
 from natsjobs import JobClosedError, JobNotFoundError, NotOpenError
@@ -201,6 +201,34 @@ async def test_a_small_queue_makes_the_producer_wait_and_loses_nothing(backend, 
 
 
 # -- emitting ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_loss_that_nobody_was_told_of_is_told_however_late(replica, replica_b):
+    """An event was taken after the job had ended elsewhere: the next call hears of it, also minutes later."""
+    generation = await start(replica)
+    await emit_stored(replica_b.transport, "s1", 1, generation=generation)
+    await replica.transport.emit_done("s1", None)
+    await replica_b.transport.emit_chunk("s1", 2, generation=generation)
+    runs = replica_b.transport.replica.runs
+    writer = runs.local("s1", generation)
+    await eventually(lambda: writer.closed)
+    writer.last_stored -= 3600
+    await runs.forget_idle()
+    for _ in range(2):
+        with pytest.raises(JobClosedError):
+            await replica_b.transport.flush("s1", generation=generation)
+
+
+async def test_what_was_emitted_is_stored_before_a_replica_closes(backend, replica):
+    """Also where the job is another replica's, and the linger still holds it back."""
+    generation = await start(replica)
+    other = await backend.replica(backend.config(timing={"linger": 1.0}))
+    await emit_stored(other.transport, "s1", 0, generation=generation)
+    for value in (1, 2):
+        await other.transport.emit_chunk("s1", value, generation=generation)
+    await other.close()
+    await replica.transport.emit_done("s1", None)
+    check_whole(await read_all(replica.transport.read, "s1"), [0, 1, 2])
 
 
 async def test_flush_waits_until_what_was_queued_is_stored(replica, replica_b):
