@@ -149,12 +149,12 @@ class Presence:
             del self._watches[registration.stream_id]
             await watch.close()
 
-    async def close(self, stream_id: str | None = None) -> None:
-        """Drop interest and callbacks of one stream id, or of all."""
+    async def close(self, stream_id: str | None = None, *, patience: float | None = None) -> None:
+        """Drop interest and callbacks of one stream id, or of all; ``patience`` as in ``Tasks.close``."""
         for name in [stream_id] if stream_id is not None else [*self._watches, *self._counts]:
             watch = self._watches.pop(name, None)
             if watch is not None:
-                await watch.close()
+                await watch.close(patience)
             interest = self._interests.pop(name, None)
             if interest is not None:
                 await interest.unsubscribe()
@@ -202,15 +202,15 @@ class _Watch:
                 raise
             self._interest = interest
             self._forget = self._context.link.on_reconnect(self._news.set)
-            self._tasks.spawn(self._follow(), name=f"natsjobs presence {self._stream_id}")
+            self._tasks.spawn(self._follow(), name=f"natsjobs presence of {self._stream_id}")
 
-    async def close(self) -> None:
+    async def close(self, patience: float | None = None) -> None:
         if self._forget is not None:
             self._forget()
         interest, self._interest = self._interest, None
         if interest is not None:
             await interest.unsubscribe()
-        await self._tasks.close()
+        await self._tasks.close(patience=patience)
 
     def _on_change(self, message: Incoming) -> None:
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Collection
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -322,6 +323,10 @@ class LogReader:
         names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
         between = sorted(name for name in names if given < name < newest)
         return between[0] if between else newest
+
+    def lacks(self, ended: Collection[str]) -> bool:
+        """Whether one of these generations is being read, and its end was not given yet."""
+        return self._generation in ended and self._given != self._generation and not self._closed
 
     async def close(self) -> None:
         """Release everything at once; a pending ``__anext__`` raises NotOpenError."""

@@ -185,10 +185,10 @@ class Runs:
             UnavailableError: Not stored in time; it is kept and stored later.
         """
         key = (stream_id, generation)
-        if key in self.owned:
-            with contextlib.suppress(UnavailableError):
-                await self.ledger.record_listed(stream_id, generation)
         try:
+            if key in self.owned:
+                with contextlib.suppress(UnavailableError):
+                    await self.ledger.record_listed(stream_id, generation)
             appender = await self._open(stream_id, generation)
             terminal = appender if isinstance(appender, wire.Terminal) else await appender.finish(end)
         except (UnavailableError, asyncio.CancelledError):

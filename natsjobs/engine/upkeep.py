@@ -39,6 +39,7 @@ class Upkeep:
     def __init__(self, context: Context, runs: Runs, liveness: Liveness, content: ContentState) -> None:
         """Nothing happens before ``start``."""
         self._gone: set[tuple[str, str]] = set()  # logs that the sweep knows to be tombstones
+        self._nameless: set[str] = set()  # stream ids with live objects and no record, at the last sweep
         self._context, self._runs, self._liveness, self._content = context, runs, liveness, content
 
     def start(self) -> None:
@@ -154,7 +155,16 @@ class Upkeep:
         ended += await self._sweep_index(entries, records)
         await self._sweep_missing_index(entries, running)
         await self._sweep_logs(logs, records)
+        self._sweep_live(records)
         return ended
+
+    def _sweep_live(self, records: dict[str, JobRecord]) -> None:
+        """Lists and graphs of jobs that nobody has any more, or that never came to be; owned here or not."""
+        nameless = (self._content.named | self._runs.ledger.named) - records.keys()
+        for stream_id in nameless & self._nameless:  # one look would take a list that was set before its job began
+            self._content.forget(stream_id)
+            self._runs.ledger.forget(stream_id)
+        self._nameless = nameless
 
     async def _sweep_running(self, record: JobRecord, logs: dict[str, int], now: float) -> int:
         """A record that says "running" although its log has ended, or has been silent for too long."""
