@@ -35,7 +35,14 @@ from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Runs
 from natsjobs.engine.terminals import Position
-from natsjobs.errors import JobClosedError, JobRunningError, NatsJobsError, StreamFullError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    JobClosedError,
+    JobRunningError,
+    NatsJobsError,
+    StreamFullError,
+    UnavailableError,
+)
 from natsjobs.interfaces import IfRunning
 from natsjobs.models import EndReason, Job
 
@@ -142,7 +149,7 @@ class Creation:
                 if backoff.expired:
                     raise UnavailableError(f"the events stream does not exist: {error}") from None
             except UnavailableError as error:
-                if backoff.expired or isinstance(error, StreamFullError):
+                if backoff.expired or isinstance(error, StreamFullError | ConnectionLostError):
                     raise
             await backoff.pause()
 

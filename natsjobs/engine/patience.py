@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from natsjobs.engine.ports import StreamMissingError
-from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.errors import ConnectionLostError, StreamFullError, UnavailableError
 
 T = TypeVar("T")
 
@@ -83,13 +83,13 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, limit: float) -> T:
 
     Raises:
         UnavailableError: The last one, when the time is up.
-        StreamFullError, StreamMissingError: At once: waiting neither empties nor makes a stream.
+        StreamFullError, StreamMissingError, ConnectionLostError: At once: waiting mends none of them.
     """
     backoff = Backoff(limit)
     while True:
         try:
             return await attempt()
-        except (StreamFullError, StreamMissingError):
+        except (StreamFullError, StreamMissingError, ConnectionLostError):
             raise
         except UnavailableError:
             if backoff.expired:

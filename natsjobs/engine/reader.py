@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection
+from copy import copy
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -23,6 +24,7 @@ from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
 from natsjobs.engine.turns import Turns
 from natsjobs.errors import (
+    ConnectionLostError,
     GenerationReplacedError,
     HistoryLostError,
     JobNotFoundError,
@@ -178,6 +180,8 @@ class LogReader:
                     await self._next_turn()
                 elif (event := await self._step()) is not None:
                     return event
+            except ConnectionLostError:
+                raise
             except UnavailableError as error:
                 _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # an outage ends no reader
                 await asyncio.sleep(_OUTAGE_PAUSE)
@@ -282,6 +286,8 @@ class LogReader:
 
     async def _raise_lost(self) -> None:
         lost = self._open_tail.lost
+        if isinstance(lost, ConnectionLostError):
+            raise copy(lost)
         try:
             record = await read_record(self._context, self._stream_id)
         except UnavailableError:

@@ -22,7 +22,7 @@ import msgspec
 from natsjobs.engine import wire
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
-from natsjobs.errors import UnavailableError
+from natsjobs.errors import ConnectionLostError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +99,9 @@ class Records:
                 unsure = True  # 10164: another append is in flight; nothing is decided yet
             except StreamMissingError as error:
                 raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
+            except ConnectionLostError as error:
+                error.outcome_unknown = unsure
+                raise
             except UnavailableError as error:
                 unsure = unsure or error.outcome_unknown
                 if backoff.expired:

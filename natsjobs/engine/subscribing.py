@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.reader import LogReader
-from natsjobs.errors import NotOpenError, ResumeError, UnavailableError
+from natsjobs.errors import ConnectionLostError, NotOpenError, ResumeError, UnavailableError
 from natsjobs.interfaces import Handler
 from natsjobs.models import EventType, StreamEvent
 from natsjobs.tasks import Tasks
@@ -75,6 +75,9 @@ class HandlerSubscription:
             except ResumeError as error:
                 _log.warning("a subscription missed events that are no longer in the log, and goes on live: %s", error)
                 await self._restart(reader)
+            except ConnectionLostError as error:
+                _log.error("a subscription has ended, its handlers hear nothing more: %s", error)
+                return
             except UnavailableError as error:
                 _log.info("a subscription waits for NATS: %s", error)
                 await asyncio.sleep(0.2)
@@ -86,6 +89,8 @@ class HandlerSubscription:
             self._reader = self._new_reader()
             try:
                 await self._reader.start_live(after=lost)
+            except ConnectionLostError:
+                return  # the reader is closed, and the next read of it says so
             except (ResumeError, UnavailableError) as error:
                 _log.info("a subscription waits: %s", error)
                 await self._reader.close()

@@ -24,7 +24,7 @@ from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, read_terminal
-from natsjobs.errors import HistoryLostError, NatsJobsError, UnavailableError
+from natsjobs.errors import ConnectionLostError, HistoryLostError, NatsJobsError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -263,6 +263,9 @@ class Tail:
                 if (self._doubtful or self._looks.silent % 5 == 1) and self.terminal is None:
                     await self._prove()
                     self._doubtful = False
+        except ConnectionLostError as error:
+            self.lost = error
+            self.wake()
         except (UnavailableError, StreamMissingError) as error:
             _log.info("following %s: %s; still trying", self.stream_id, error)
         except NatsJobsError as error:

@@ -15,7 +15,7 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
 from natsjobs.engine.patience import Looks
 from natsjobs.engine.ports import Incoming, Interest
-from natsjobs.errors import UnavailableError
+from natsjobs.errors import ConnectionLostError, UnavailableError
 
 
 class Turns:
@@ -50,16 +50,24 @@ class Turns:
             await self._interest.unsubscribe()
 
     async def wait(self, *, after: str | None, timeout: float | None = None) -> JobRecord | None:
-        """The record as soon as its generation is another than ``after``; ``None``: closed, or not in time."""
+        """The record as soon as its generation is another than ``after``; ``None``: closed, or not in time.
+
+        Raises:
+            ConnectionLostError: The connection was given, and is closed for good.
+        """
         looks = Looks(self._context.config.timing.look)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while not self.closed:
                     self._news.clear()
-                    with contextlib.suppress(UnavailableError):
+                    try:
                         record = await read_record(self._context, self._stream_id)
-                        if record is not None and record.generation != after:
-                            return record
+                    except ConnectionLostError:
+                        raise
+                    except UnavailableError:
+                        record = None
+                    if record is not None and record.generation != after:
+                        return record
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(looks.next()):
                             await self._news.wait()

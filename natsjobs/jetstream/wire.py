@@ -19,7 +19,14 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from natsjobs.errors import EventTooLargeError, InvalidArgumentError, NatsJobsError, NotOpenError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    EventTooLargeError,
+    InvalidArgumentError,
+    NatsJobsError,
+    NotOpenError,
+    UnavailableError,
+)
 from natsjobs.jetstream.connecting import Dialer
 from natsjobs.jetstream.faults import RequestFailedError, translated
 from natsjobs.jetstream.inbox import Inbox, Take, WireInterest
@@ -36,7 +43,6 @@ _STUCK = 15.0
 _DIAL = 5.0
 _LINGER = 0.25
 """How long a broken connection may take to tell; then it is waiting for a peer that is gone."""
-_CLOSE = 2.0
 _BAD_SUBJECT = re.compile(r"[\s\x00]|^$")
 
 
@@ -76,7 +82,7 @@ class Wire:
         return self._since if self._tap is not None and self._tap.nc.is_connected else None
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after every reconnect; the returned function removes it."""
+        """Call back after every reconnect, and when a given connection was closed; the function removes it."""
         key = object()
         self._callbacks[key] = callback
 
@@ -116,14 +122,14 @@ class Wire:
         if tap is not None:
             tap.remove(self)
             if isinstance(self._source, Dialer):
-                await _close(tap)
+                await tap.close()
 
     async def _take_up(self, nc: Client, deadline: float) -> None:
         """Make ``nc`` the present connection, with the inbox and all interests on it."""
         tap, started = tap_of(nc), time.monotonic()
         with translated("using the connection"):
             if nc.is_closed:
-                raise UnavailableError("the NATS connection that was given is closed; give an open one")
+                raise ConnectionLostError("it was closed before it was used")
             if self._tap is not None:
                 self._tap.remove(self)
             self._tap = tap
@@ -133,29 +139,47 @@ class Wire:
                 self._interests.add(WireInterest(self._inbox_subject, self._inbox.answered, self._interests.discard))
             for interest in list(self._interests):
                 await interest.attach(tap)
-        await self._sure(self._inbox_subject, started, deadline)
+        await self._sure(self._inbox_subject, started, deadline, new=True)
 
     @property
     def _inbox_subject(self) -> str:
         return f"{self._inbox.prefix}*"
 
-    async def _sure(self, subject: str, started: float, deadline: float) -> None:
+    async def _sure(self, subject: str, started: float, deadline: float, *, new: bool = False) -> None:
         """Wait until the server has processed a SUB that was made after ``started``.
+
+        ``new``: on a connection that is being taken up; if it dies meanwhile (a JWT that ends in this very second)
+        nobody else will replace it.
 
         Raises:
             UnavailableError: It did not, or refused it.
         """
         while True:
             tap, left = self._tap, deadline - time.monotonic()
+            if tap is not None and tap.nc.is_closed and (new or not isinstance(self._source, Dialer)):
+                why = str(tap.nc.last_error or "somebody closed it")
+                if isinstance(self._source, Dialer):
+                    raise UnavailableError(f"subscribing to {subject}: the new connection was closed again: {why}")
+                raise ConnectionLostError(why)
             if tap is None or left <= 0:
                 raise UnavailableError(f"subscribing to {subject}: NATS did not answer")
-            if tap.nc.is_connected and await tap.barrier(left):
+            if tap.nc.is_connected and await (self._taken_up(tap, left) if new else tap.barrier(left)):
                 break
             await asyncio.sleep(0.02)  # away: nats-py subscribes again by itself, the next barrier tells
         if denied := self._inbox.denial(started, subject):
             ours = subject == self._inbox_subject
             hint = "; connect with an inbox_prefix that this user may subscribe to" if ours else ""
             raise UnavailableError(f"subscribing to {subject} was refused: {denied}{hint}")
+
+    async def _taken_up(self, tap: Tap, limit: float) -> bool:
+        """As ``Tap.barrier``; nats-py tells nobody of a connection that is closed while it is being opened."""
+        barrier = self._tasks.spawn(tap.barrier(limit), "natsjobs barrier")
+        try:
+            while not barrier.done() and not tap.nc.is_closed:
+                await asyncio.wait({barrier}, timeout=0.1)
+            return barrier.done() and barrier.result()
+        finally:
+            barrier.cancel()
 
     # -- what the tap tells -------------------------------------------------------------------------------------------
 
@@ -169,6 +193,9 @@ class Wire:
     def on_connected(self) -> None:
         """Requests can be sent again."""
         self._mark_up()
+        self._call_back()
+
+    def _call_back(self) -> None:
         for callback in list(self._callbacks.values()):
             try:
                 callback()
@@ -180,8 +207,11 @@ class Wire:
         self._up.set()
 
     def on_closed(self) -> None:
-        """Closed for good: an own connection is made anew."""
+        """Closed for good: an own connection is made anew, of a given one everybody who waits has to hear."""
         self.on_disconnected()
+        if self._tap is not None and not isinstance(self._source, Dialer):
+            _log.error("%s", ConnectionLostError(str(self._tap.nc.last_error or "somebody closed it")))
+            self._call_back()
 
     def on_error(self, error: Exception) -> None:
         """A denied permission comes only here; it is told to the request that it was for."""
@@ -207,7 +237,7 @@ class Wire:
                     continue
                 _log.warning("the NATS connection was closed for good (%s); making a new one", nc.last_error)
                 try:
-                    await _close(self._tap)
+                    await self._tap.close()
                     await self._renew(dialer)
                 except NatsJobsError as error:
                     _log.warning("no new NATS connection yet: %s", error)
@@ -306,6 +336,7 @@ class Wire:
 
         Raises:
             RequestFailedError: It could not be sent, or nothing came in ``limit`` seconds.
+            ConnectionLostError: The connection was given, and is closed.
             EventTooLargeError: Too large; nothing was sent.
         """
         self.check(subject, body, headers)
@@ -325,7 +356,7 @@ class Wire:
             nc = self.nc
             left = deadline - time.monotonic()
             if nc.is_closed and not isinstance(self._source, Dialer):
-                raise RequestFailedError("the NATS connection that was given is closed", sent=False)
+                raise ConnectionLostError(str(nc.last_error or "somebody closed it"))
             if left <= 0:
                 raise RequestFailedError("the connection to NATS is away", sent=False)
             if self._up.is_set():  # broken and not told yet, or its socket is stuck
@@ -361,12 +392,3 @@ class Wire:
             await interest.unsubscribe()
             raise
         return interest
-
-
-async def _close(tap: Tap) -> None:
-    """Close a connection of our own; a peer that takes nothing any more does not hold it up."""
-    try:
-        async with asyncio.timeout(_CLOSE):
-            await tap.nc.close()
-    except TimeoutError:
-        tap.abort()

@@ -24,6 +24,19 @@ import natsjobs
 from natsjobs import Config
 from natsjobs.config import Timing
 
+told = asyncio.Event()
+"""Somebody has told this process to stop."""
+
+
+cleaned: list[str] = []
+"""Runs whose bodies have cleaned up."""
+
+
+async def fall_behind() -> None:
+    """What a viewer does that is still busy when the process is told to stop."""
+    await told.wait()
+    await asyncio.sleep(0.3)
+
 
 class Options(msgspec.Struct):
     """What the test wants of it."""
@@ -50,7 +63,8 @@ async def emit_for_ever(run: natsjobs.JobRun, options: Options) -> None:
             await asyncio.sleep(0.01)
     finally:
         if options.clean_up:
-            await asyncio.shield(asyncio.sleep(options.clean_up))
+            await asyncio.sleep(options.clean_up)
+            cleaned.append(run.stream_id)
 
 
 async def never_stop(run: natsjobs.JobRun) -> None:
@@ -80,6 +94,8 @@ async def view(jobs: natsjobs.JobManager, stream_id: str) -> dict[str, Any]:
                 if event.is_terminal:
                     return {"seen": got, "end": str(event.end_reason), "total": event.index}
                 got.append(event.data)
+                if len(got) == 5:
+                    await fall_behind()
     except natsjobs.NatsJobsError as error:
         return {"seen": got, "end": type(error).__name__}
     return {"seen": got, "end": "nothing"}
@@ -96,6 +112,8 @@ class Handlers:
     async def chunk(self, value: int) -> None:
         """An event."""
         self.got.append(value)
+        if len(self.got) == 5 and not self.stubborn:
+            await fall_behind()
         while self.stubborn:
             with contextlib.suppress(BaseException):
                 await asyncio.sleep(3600)
@@ -131,7 +149,8 @@ async def connected(url: str, config: Config, options: Options) -> None:
     except asyncio.CancelledError:
         pass
     took = time.monotonic() - begun
-    say(left=took, local=[await one for one in viewing], handled=len(handlers.got), ends=handlers.ends)
+    local = [await one for one in viewing]
+    say(left=took, local=local, handled=len(handlers.got), ends=handlers.ends, cleaned=sorted(cleaned))
 
 
 async def paired(url: str, config: Config, options: Options) -> None:
@@ -182,8 +201,13 @@ async def main(url: str, namespace: str, text: str) -> None:
     options = msgspec.json.decode(text, type=Options)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
+
+    def stop() -> None:
+        told.set()
+        task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop)
     await FORMS[options.form](url, Config(namespace=namespace, timing=Timing(**options.timing)), options)
     os._exit(0)
 

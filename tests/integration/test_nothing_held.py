@@ -105,7 +105,7 @@ async def test_the_shortest_leases_do_not_lapse_between_renewals(many):
 
 
 def test_who_hears_nothing_looks_soon_and_then_ever_more_rarely():
-    """A7: at +0.3 s after an attach or a repair, then every 2 s doubling to 10 s, with jitter, until something comes."""
+    """A7: at +0.3 s after an attach or a repair, then every 2 s doubling to 10 s, until something comes."""
     looks = Looks(2.0)
     for _ in range(2):
         pauses = [looks.next() for _ in range(7)]
