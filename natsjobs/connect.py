@@ -44,8 +44,8 @@ def connect(
     Args:
         servers: A URL or several; default ``NATS_URL``, else ``nats://localhost:4222``. ``"memory://"`` is a system of
             its own in this process.
-        nc: An open nats-py connection instead; it stays open. When nats-py closes it for good (an expired JWT, a message
-            that is too large), every call and reader gets ``ConnectionLostError``: natsjobs may not replace it.
+        nc: An open nats-py connection instead; it stays open. When nats-py closes it for good (an expired JWT,
+            too large a message), every call and reader gets ``ConnectionLostError``: natsjobs may not replace it.
         config: Settings; default ``Config.from_env()``.
         options: For ``nats.connect`` (``user_credentials``, ``tls``, ``inbox_prefix``, …). A connection that dies for
             good is replaced with the same options: credentials files are read again, and callables (``user``,

@@ -217,11 +217,12 @@ def _left_at(slot: Slot) -> int:
     return left if isinstance(left, int) else 0
 
 
-async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> None:
-    """Replace a log by a tombstone that goes by itself (A10).
+async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> bool:
+    """Replace a log by a tombstone that goes by itself (A10); whether there was anything to replace.
 
     ``keep_end`` leaves the terminal record for readers that are just being told of it; the sweep takes it later.
     """
+    removed = False
     subjects, events = context.subjects, context.link.events
     scope = subjects.scope(stream_id, generation)
     gone, ttl = wire.tombstone_body("gone", 0, wire.random_token()), context.config.retention.tombstone
@@ -232,10 +233,14 @@ async def remove_log(context: Context, stream_id: str, generation: str, *, keep_
             there = await patiently(partial(events.last, subject), limit=context.patience)
             newest = await patiently(lambda: events.last(scope), limit=context.patience)
             entry = wire.decode(there.body) if there is not None else None
-            if newest is None or there is None or (entry is not None and entry.type == "gone"):
+            if newest is None:
+                return removed
+            if there is None or (entry is not None and entry.type == "gone"):
                 break
             try:
                 await events.append(subject, gone, expect=newest.seq, scope=scope, ttl=ttl, rollup=True)
             except WrongSequenceError:
                 continue
+            removed = True
             break
+    return removed

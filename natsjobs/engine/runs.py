@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import deque
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -31,7 +32,8 @@ from natsjobs.models import EndReason, EventType, Job
 
 _log = logging.getLogger(__name__)
 
-_KEEP_CLOSED = 60.0  # a closed or idle writer is remembered this long, to answer late calls without a read
+_KEEP_CLOSED = 60.0  # a closed or idle writer is remembered at most this long, to answer late calls without a read
+_RETIRED = 10_000  # logs that wait for their removal; those that find no place leave with the stream's max_age
 _REPAIR_AFTER = 2.0
 
 
@@ -51,7 +53,8 @@ class Runs:
         self._context, self.ledger = context, ledger
         self.ends = Ends(context)
         self.owned: dict[tuple[str, str], Run] = {}
-        self.retired: list[tuple[float, str, str]] = []  # logs this replica ended: (monotonic due time, id, generation)
+        # Logs that this replica ended: (monotonic due time, id, generation).
+        self.retired: deque[tuple[float, str, str]] = deque(maxlen=_RETIRED)
         self.over: dict[str, float] = {}  # stream id of a run that ended here -> when its live objects go, monotonic
         self.unstored: dict[tuple[str, str], End] = {}
         self._appenders: dict[tuple[str, str], Appender] = {}
@@ -249,7 +252,7 @@ class Runs:
 
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
-        horizon = time.monotonic() - _KEEP_CLOSED
+        horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
         for key, appender in list(self._appenders.items()):
             if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
                 del self._appenders[key]

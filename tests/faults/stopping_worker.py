@@ -35,7 +35,7 @@ cleaned: list[str] = []
 async def fall_behind() -> None:
     """What a viewer does that is still busy when the process is told to stop."""
     await told.wait()
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.7)
 
 
 class Options(msgspec.Struct):
