@@ -6,6 +6,7 @@ from natsjobs.config import Config, Limits, Retention, Timing
 from natsjobs.connect import connect
 from natsjobs.errors import (
     ConfigError,
+    ConnectionLostError,
     EventTooLargeError,
     GenerationReplacedError,
     HistoryLostError,
@@ -50,6 +51,7 @@ __all__ = [
     "AbortResult",
     "Config",
     "ConfigError",
+    "ConnectionLostError",
     "ContentPart",
     "EndReason",
     "EventReader",

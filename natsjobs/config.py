@@ -67,9 +67,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How long things take, in seconds."""
 
     lease: float = 10.0
-    """A dead owner's jobs get their terminal record within this time."""
+    """A dead owner's jobs get their terminal record within this time. At least 1.5; below 3 a busy machine may let
+    leases lapse for a moment, and the ping that follows is all that keeps a living owner's jobs."""
     renew: float = 3.0
-    """How often an owner renews its lease; at most half of ``lease``."""
+    """How often an owner renews its lease; at most half of ``lease``, and more often where NATS, which counts in whole
+    seconds, would let it lapse in between."""
     linger: float = 0.025
     """The first event goes at once; while more keep coming they are collected this long. 0: never wait."""
     request: float = 5.0

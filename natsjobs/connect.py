@@ -34,12 +34,22 @@ def connect(
 
     May be entered and left in different tasks. Background work that fails never cancels the caller.
 
+    Leaving is the graceful shutdown: every run here gets its terminal record, viewers here get it too, all others end
+    with ``NotOpenError``. With NATS there that takes milliseconds, and ``timing.abort`` for bodies that clean up.
+    With NATS away it takes ``timing.request`` and up to 2 s for the connection; the ends that could not be stored are
+    logged by name, and other replicas end those jobs when the lease lapses. Whatever bodies, handlers and callbacks
+    do, it takes at most ``2 * timing.request + 6 * timing.abort + 2`` seconds: 24 with the defaults. Signals are the
+    program's: cancel the task that holds the block.
+
     Args:
         servers: A URL or several; default ``NATS_URL``, else ``nats://localhost:4222``. ``"memory://"`` is a system of
             its own in this process.
-        nc: An open nats-py connection instead; it stays open.
+        nc: An open nats-py connection instead; it stays open. When nats-py closes it for good (an expired JWT,
+            too large a message), every call and reader gets ``ConnectionLostError``: natsjobs may not replace it.
         config: Settings; default ``Config.from_env()``.
-        options: For ``nats.connect`` (``user_credentials``, ``tls``, ``inbox_prefix``, …).
+        options: For ``nats.connect`` (``user_credentials``, ``tls``, ``inbox_prefix``, …). A connection that dies for
+            good is replaced with the same options: credentials files are read again, and callables (``user``,
+            ``password``, ``token``, ``user_jwt_cb``) are asked again.
 
     Raises (on entering):
         ConfigError: Options that are natsjobs' own, or that contradict each other.
@@ -108,9 +118,9 @@ class _Connection(AbstractAsyncContextManager["JobManager", None]):
 
         async def release() -> None:
             try:
-                await transport.destroy()
+                await store.destroy()  # first: who follows a run here hears of its end
             finally:
-                await store.destroy()
+                await transport.destroy()
 
         releasing = self._tasks.spawn(release(), "close of natsjobs.connect")
         cut = await outlast(releasing, patience=config.timing.request + config.timing.abort)

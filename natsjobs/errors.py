@@ -19,7 +19,8 @@ The tree::
     ├── SpendError
     ├── UnsupportedServerError
     └── UnavailableError
-        └── StreamFullError
+        ├── StreamFullError
+        └── ConnectionLostError
 
 Messages say what happened and what to do next; ids and positions are attributes, so nobody parses text.
 """
@@ -227,3 +228,18 @@ class StreamFullError(UnavailableError):
         super().__init__(message)
         self.size = size
         self.limit = limit
+
+
+class ConnectionLostError(UnavailableError):
+    """The NATS connection that was *given* is closed for good, and natsjobs may not replace what is not its own.
+
+    Waiting does not help: every call, and every reader that was waiting, gets this. Runs of this process are ended by
+    other replicas when its lease lapses.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the NATS connection that was given is closed for good ({why}); natsjobs may not replace it: open another "
+            "one and make the store, the transport or the manager anew, or give natsjobs.connect() the address, so "
+            "that it replaces its connection itself"
+        )

@@ -2,7 +2,8 @@
 
 It owns the tasks it started: it holds them (the loop alone would let them be collected), logs what they fail with, and
 at ``close`` cancels and awaits them. It decides nothing about what they do, and a task that fails touches neither its
-siblings nor the task that started it; unlike a ``TaskGroup`` it may be used and closed from different tasks.
+siblings nor the task that started it; unlike a ``TaskGroup`` it may be used and closed from different tasks. A task
+that ignores its cancellation (only callers' code does) holds up no ``close`` that was given a patience.
 """
 
 from __future__ import annotations
@@ -46,17 +47,24 @@ class Tasks:
         task.add_done_callback(self._done)
         return task
 
-    async def close(self) -> None:
+    async def close(self, *, patience: float | None = None) -> None:
         """Take no new tasks, cancel those that run and wait until they have ended. Twice is fine.
 
         Called from one of its own tasks it ends all the others; that one ends by itself.
+
+        Args:
+            patience: Seconds; what has not ended then is logged by name and left to itself. ``None``: for ever.
         """
         self._closed = True
         caller = asyncio.current_task()
         if others := {task for task in self._tasks if task is not caller}:
             for task in others:
                 task.cancel()
-            await asyncio.wait(others)
+            _, left = await asyncio.wait(others, timeout=patience)
+            for task in left:
+                _log.warning(
+                    "%s was cancelled and has not ended within %s s; it is left to itself", task.get_name(), patience
+                )
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

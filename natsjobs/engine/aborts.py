@@ -30,6 +30,7 @@ from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError
 from natsjobs.interfaces import Callback
 from natsjobs.models import AbortResult, ContentPart, EndReason
 
+_PATHS = 4  # times timing.abort: after that a signal comes by neither of its two paths any more
 _CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request, nor half a message
 
 
@@ -121,6 +122,8 @@ class Aborts:
             return await asyncio.shield(earlier)
         ran: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._heard[key] = ran
+        loop, both_came = asyncio.get_running_loop(), _PATHS * self._context.config.timing.abort
+        loop.call_later(both_came, self._heard.pop, key, None)
         while len(self._heard) > 4096:
             del self._heard[next(iter(self._heard))]
         wanted = [r for r in self._registrations.get(stream_id, []) if r.generation in {None, generation}]

@@ -17,7 +17,7 @@ from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
-from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
+from natsjobs.errors import ConnectionLostError, EventTooLargeError, StreamFullError, UnavailableError
 
 OVERHEAD = 2048  # headers and the JSON around the events
 _FENCE_TIME = 1.0  # against a writer at full speed no back-off for this long, or a terminal record never fits (C2)
@@ -60,6 +60,7 @@ class Chain:
             UnavailableError: NATS was away for ``timing.give_up``; if ``outcome_unknown``, try the same bytes again.
             StreamFullError: The stream is full.
             EventTooLargeError: The server takes less than it did; nothing is there. Make it smaller.
+            ConnectionLostError: The connection was given, and is closed.
         """
         # Once it has given up, the next call tries once: nobody waits `give_up` twice for the same outage.
         spent = 0.0 if self._away_since is None else time.monotonic() - self._away_since
@@ -75,6 +76,9 @@ class Chain:
                 refusal, self._away_since = error, None
             except StreamMissingError:
                 raise FencedError(None) from None
+            except ConnectionLostError as error:
+                error.outcome_unknown = unsure
+                raise
             except StreamFullError:
                 raise
             except EventTooLargeError:  # the server's limit was lowered; an earlier try may have landed before that

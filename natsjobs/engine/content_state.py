@@ -60,6 +60,11 @@ class ContentState:
         self._graphs.pop(stream_id, None)
         self._parts.pop(stream_id, None)
 
+    @property
+    def named(self) -> set[str]:
+        """Stream ids with a live object."""
+        return self._graphs.keys() | self._parts.keys()
+
     def _live(self, stream_id: str, attribute: str) -> list[dict[str, Any]]:
         """A copy of a live object's list; an attribute that raises counts as absent."""
         reference = self._graphs.get(stream_id)

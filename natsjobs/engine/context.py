@@ -83,6 +83,6 @@ class Context:
         return check_id(value, field, self.config.limits.id_bytes)
 
     async def renew_tasks(self) -> None:
-        """End all background tasks, and allow new ones."""
-        await self.tasks.close()
+        """End all background tasks, and allow new ones; a callback that ignores that is left behind."""
+        await self.tasks.close(patience=self.config.timing.abort)
         self.tasks = Tasks()

@@ -35,7 +35,14 @@ from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Runs
 from natsjobs.engine.terminals import End, Position
-from natsjobs.errors import JobClosedError, JobRunningError, NatsJobsError, StreamFullError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    JobClosedError,
+    JobRunningError,
+    NatsJobsError,
+    StreamFullError,
+    UnavailableError,
+)
 from natsjobs.interfaces import IfRunning
 from natsjobs.models import EndReason, Job
 
@@ -140,7 +147,7 @@ class Creation:
                 if backoff.expired:
                     raise UnavailableError(f"the events stream does not exist: {error}") from None
             except UnavailableError as error:
-                if backoff.expired or isinstance(error, StreamFullError):
+                if backoff.expired or isinstance(error, StreamFullError | ConnectionLostError):
                     raise
             await backoff.pause()
 
@@ -208,11 +215,12 @@ def _left_at(slot: Slot) -> int:
     return left if isinstance(left, int) and 0 <= left <= LATEST else 0
 
 
-async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> None:
-    """Replace a log by a tombstone that goes by itself (A10).
+async def remove_log(context: Context, stream_id: str, generation: str, *, keep_end: bool = False) -> bool:
+    """Replace a log by a tombstone that goes by itself (A10); whether there was anything to replace.
 
     ``keep_end`` leaves the terminal record for readers that are just being told of it; the sweep takes it later.
     """
+    removed = False
     subjects, events = context.subjects, context.link.events
     scope = subjects.scope(stream_id, generation)
     gone, ttl = wire.tombstone_body("gone", 0, wire.random_token()), context.config.retention.tombstone
@@ -223,10 +231,14 @@ async def remove_log(context: Context, stream_id: str, generation: str, *, keep_
             there = await patiently(partial(events.last, subject), limit=context.patience)
             newest = await patiently(lambda: events.last(scope), limit=context.patience)
             entry = wire.decode(there.body) if there is not None else None
-            if newest is None or there is None or (entry is not None and entry.type == "gone"):
+            if newest is None:
+                return removed
+            if there is None or (entry is not None and entry.type == "gone"):
                 break
             try:
                 await events.append(subject, gone, expect=newest.seq, scope=scope, ttl=ttl, rollup=True)
             except WrongSequenceError:
                 continue
+            removed = True
             break
+    return removed

@@ -1,19 +1,19 @@
 """Callbacks for the end of a generation, whoever writes it; no subscriber, and no decode of its events.
 
 A watch listens to the live subject of the terminal record only, so an owner does not receive its own events back.
-That path may lose messages, so a silent watch looks at the log like a reader does: after ``timing.look`` seconds,
-doubling to five times that, and after every reconnect (A7).
+That path may lose messages, so a silent watch looks at the log like a reader does (A7; ``patience.Looks``), and after
+every reconnect.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 
 from natsjobs.engine import wire
 from natsjobs.engine.callbacks import call
 from natsjobs.engine.context import Context
+from natsjobs.engine.patience import Looks
 from natsjobs.engine.ports import Interest, StreamMissingError
 from natsjobs.engine.reader import end_event
 from natsjobs.engine.terminals import find_terminal
@@ -105,7 +105,7 @@ class _Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._lock = asyncio.Lock()
         self._looking = self._closed = False
-        self._quiet = 0
+        self._looks = Looks(context.config.timing.look)
 
     async def open(self) -> None:
         """Listen, then look once: what came before is seen too."""
@@ -115,7 +115,7 @@ class _Watch:
             subject = self._context.subjects.live_end(self.stream_id, self.generation)
             self._interest = await self._context.link.bus.subscribe(subject, lambda _: self._look_now())
             self._forget = self._context.link.on_reconnect(self._look_now)
-        self._schedule(0.3)
+        self._schedule()
         self._look_now()
 
     async def close(self) -> None:
@@ -129,17 +129,14 @@ class _Watch:
             if interest is not None:
                 await interest.unsubscribe()
 
-    def _schedule(self, delay: float) -> None:
+    def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if not self._closed:
-            jitter = random.uniform(0.9, 1.1)  # noqa: S311
-            self._timer = asyncio.get_running_loop().call_later(delay * jitter, self._on_quiet)
+            self._timer = asyncio.get_running_loop().call_later(self._looks.next(), self._on_quiet)
 
     def _on_quiet(self) -> None:
-        look = self._context.config.timing.look
-        self._schedule(min(look * 2**self._quiet, look * 5))
-        self._quiet = min(self._quiet + 1, 3)
+        self._schedule()
         self._look_now()
 
     def _look_now(self) -> None:
@@ -155,7 +152,7 @@ class _Watch:
             terminal = await find_terminal(self._context.link, end, message) if message is not None else None
             gone = (
                 message is None
-                and self._quiet > 1
+                and self._looks.silent > 1
                 and await events.last(subjects.scope(self.stream_id, self.generation)) is None
             )
         except StreamMissingError:

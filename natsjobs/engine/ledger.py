@@ -119,6 +119,11 @@ class Ledger:
         self._lists.pop(stream_id, None)
         self._recorded.pop(stream_id, None)
 
+    @property
+    def named(self) -> set[str]:
+        """Stream ids with a list."""
+        return set(self._lists)
+
     def listed(self, stream_id: str) -> list[UsageMetadata]:
         """Entries of the local list that are not recorded yet."""
         return [usage_from(entry) for entry in self._new(stream_id)]

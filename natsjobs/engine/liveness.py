@@ -7,7 +7,8 @@ the judge itself has had an unbroken connection for longer than anybody's longes
 
 How a lapsed lease is noticed: the bucket republishes the server's expiry marker, which makes it quick, and every
 replica reads all leases every third of a lease, which makes it certain (A3). Suspicion stays until the owner is back
-or its jobs are ended. The key's TTL is the promised lease less the time that the proof takes.
+or its jobs are ended. The key's TTL is the promised lease less the time that the proof takes, in whole seconds, which
+is all that NATS counts in; two renewals always fit in it, so that one may be lost.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Liveness:
         self._context, self._runs, self._aborts = context, runs, aborts
         lease = context.config.timing.lease
         self._ttl = max(1, int(lease * 0.7))
+        self._renew = min(context.config.timing.renew, self._ttl / 2)
         self._pause = lease / 10
         self._known: set[str] = set()
         self._judged: set[str] = set()
@@ -80,7 +82,7 @@ class Liveness:
         if self._context.link.connected_since is None:
             return
         try:
-            async with asyncio.timeout(self._context.config.timing.request):
+            async with asyncio.timeout(self._context.config.timing.abort):
                 await self._context.records.remove(self._key, expect=None)
         except (NatsJobsError, TimeoutError) as error:
             _log.info("the lease of this replica was not given back, it lapses: %s", error)
@@ -92,7 +94,7 @@ class Liveness:
 
     async def _renew_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._context.config.timing.renew)
+            await asyncio.sleep(self._renew)
             await self._renew_quietly()
 
     async def _renew_quietly(self) -> None:

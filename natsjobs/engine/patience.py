@@ -1,7 +1,8 @@
-"""How long to try: one loop for everything that may meet an election, a restart or a lost connection.
+"""How long to try, and how often to look: the pauses of everything that waits for NATS.
 
-Owns the back-off between attempts and the moment of giving up. It never repeats an attempt whose outcome is unknown
-unless the caller says that a repetition is harmless; deciding what happened is the caller's business.
+Owns the back-off between attempts, the moment of giving up, and the schedule of those who follow something and hear
+nothing (A7). It never repeats an attempt whose outcome is unknown unless the caller says that a repetition is
+harmless; deciding what happened is the caller's business.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from natsjobs.engine.ports import StreamMissingError
-from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.errors import ConnectionLostError, StreamFullError, UnavailableError
 
 T = TypeVar("T")
 
 FIRST_WAIT = 0.02
 LONGEST_WAIT = 1.0
+SOON = 0.3
+"""The first look after an attach or a repair: what the live path lost in that moment shows by then."""
+SLOWEST = 5
+"""Looks at something silent get this many times rarer than ``timing.look``, and no rarer."""
 
 
 class Backoff:
@@ -42,18 +47,49 @@ class Backoff:
         await asyncio.sleep(max(0.005, min(wait, self._until - time.monotonic())))
 
 
+class Looks:
+    """When to look again at something that is followed, while nothing comes (A7).
+
+    Once more after ``SOON``, then every ``look`` seconds, doubling up to ``SLOWEST`` times that, with jitter.
+    """
+
+    def __init__(self, look: float) -> None:
+        """``look``: ``timing.look``. Begins as after ``again``."""
+        self._look = look
+        self._step = -1
+
+    @property
+    def silent(self) -> int:
+        """How many looks were due since something came; 0: the next is the first."""
+        return max(self._step, 0)
+
+    def again(self) -> None:
+        """Attached, or repaired a gap: the next look comes soon."""
+        self._step = -1
+
+    def news(self) -> None:
+        """Something came: it is not silent."""
+        self._step = 0
+
+    def next(self) -> float:
+        """Seconds until the next look; the one after it comes later."""
+        step, self._step = self._step, self._step + 1
+        pause = SOON if step < 0 else self._look * min(2 ** min(step, 10), SLOWEST)
+        return pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads the looks of many, no secret
+
+
 async def patiently(attempt: Callable[[], Awaitable[T]], *, limit: float) -> T:
     """The result of a repeatable attempt (a read, or a write that may happen twice), tried for ``limit`` seconds.
 
     Raises:
         UnavailableError: The last one, when the time is up.
-        StreamFullError, StreamMissingError: At once: waiting neither empties nor makes a stream.
+        StreamFullError, StreamMissingError, ConnectionLostError: At once: waiting mends none of them.
     """
     backoff = Backoff(limit)
     while True:
         try:
             return await attempt()
-        except (StreamFullError, StreamMissingError):
+        except (StreamFullError, StreamMissingError, ConnectionLostError):
             raise
         except UnavailableError:
             if backoff.expired:

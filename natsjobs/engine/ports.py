@@ -12,7 +12,8 @@ Guarantees every implementation gives:
 - A message that was appended is published on ``live_prefix`` + the rest of its subject *after* it is stored; that
   delivery may be lost, and is never doubled or reordered per subject on one connection.
 - Handlers are plain functions, called one at a time per subscription, in order of arrival; they must not block.
-- Errors are those of ``natsjobs.errors`` and the four below; nothing else escapes.
+- Errors are those of ``natsjobs.errors`` and the four below; nothing else escapes. A ``ConnectionLostError`` is an
+  ``UnavailableError`` that waiting does not mend.
 """
 
 from __future__ import annotations
@@ -225,7 +226,10 @@ class Link(Protocol):
         ...
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after every reconnect, once requests can be sent again; the returned function removes it."""
+        """Call back after every reconnect, once requests can be sent again; the returned function removes it.
+
+        Also once when the connection was given and is closed for good: whoever looks then gets ConnectionLostError.
+        """
         ...
 
     async def open(self) -> None:

@@ -10,6 +10,7 @@ since; silence is "unknown", and zero only after three unanswered questions over
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -37,7 +38,8 @@ class Presence:
         self._interests: dict[str, Interest] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._watches: dict[str, _Watch] = {}
-        self._others: dict[str, set[str]] = {}
+        # Who answered last, oldest answer first: (monotonic time, names).
+        self._others: dict[str, tuple[float, set[str]]] = {}
 
     def count(self, stream_id: str) -> int:
         """Subscribers here."""
@@ -100,7 +102,7 @@ class Presence:
 
     async def ask(self, stream_id: str) -> int | None:
         """Subscribers on all replicas; ``None``: somebody is there, but nobody answered."""
-        expected = self._others.get(stream_id, set())
+        expected = self._remembered(stream_id)
 
         def enough(answers: list[bytes]) -> bool:
             return bool(expected) and expected <= _counts(answers).keys()
@@ -114,10 +116,16 @@ class Presence:
         except NoReplyError:
             return None
         counts = _counts(answers)
-        self._others[stream_id] = set(counts)
-        while len(self._others) > 4096:
-            del self._others[next(iter(self._others))]
+        self._others.pop(stream_id, None)
+        self._others[stream_id] = (time.monotonic(), set(counts))
         return sum(counts.values()) if counts else None
+
+    def _remembered(self, stream_id: str) -> set[str]:
+        """Who answered last: if they do so again, nobody else is waited for. It holds for a lease."""
+        horizon = time.monotonic() - self._context.config.timing.lease
+        while self._others and (oldest := next(iter(self._others.items())))[1][0] < horizon:
+            del self._others[oldest[0]]
+        return self._others[stream_id][1] if stream_id in self._others else set()
 
     async def count_all(self, stream_id: str) -> int:
         """As ``ask``; an unknown number of others counts as none."""
@@ -149,12 +157,12 @@ class Presence:
             del self._watches[registration.stream_id]
             await watch.close()
 
-    async def close(self, stream_id: str | None = None) -> None:
-        """Drop interest and callbacks of one stream id, or of all."""
+    async def close(self, stream_id: str | None = None, *, patience: float | None = None) -> None:
+        """Drop interest and callbacks of one stream id, or of all; ``patience`` as in ``Tasks.close``."""
         for name in [stream_id] if stream_id is not None else [*self._watches, *self._counts]:
             watch = self._watches.pop(name, None)
             if watch is not None:
-                await watch.close()
+                await watch.close(patience)
             interest = self._interests.pop(name, None)
             if interest is not None:
                 await interest.unsubscribe()
@@ -202,15 +210,15 @@ class _Watch:
                 raise
             self._interest = interest
             self._forget = self._context.link.on_reconnect(self._news.set)
-            self._tasks.spawn(self._follow(), name=f"natsjobs presence {self._stream_id}")
+            self._tasks.spawn(self._follow(), name=f"natsjobs presence of {self._stream_id}")
 
-    async def close(self) -> None:
+    async def close(self, patience: float | None = None) -> None:
         if self._forget is not None:
             self._forget()
         interest, self._interest = self._interest, None
         if interest is not None:
             await interest.unsubscribe()
-        await self._tasks.close()
+        await self._tasks.close(patience=patience)
 
     def _on_change(self, message: Incoming) -> None:
         try:

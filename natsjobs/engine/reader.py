@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Collection
+from copy import copy
 from functools import partial
 
 from natsjobs.engine import wire
@@ -24,6 +26,7 @@ from natsjobs.engine.tails import Tails
 from natsjobs.engine.terminals import find_terminal
 from natsjobs.engine.turns import Turns
 from natsjobs.errors import (
+    ConnectionLostError,
     GenerationReplacedError,
     HistoryLostError,
     JobNotFoundError,
@@ -179,6 +182,8 @@ class LogReader:
                     await self._next_turn()
                 elif (event := await self._step()) is not None:
                     return event
+            except ConnectionLostError:
+                raise
             except UnavailableError as error:
                 _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # an outage ends no reader
                 await asyncio.sleep(_OUTAGE_PAUSE)
@@ -283,6 +288,8 @@ class LogReader:
 
     async def _raise_lost(self) -> None:
         lost = self._open_tail.lost
+        if isinstance(lost, ConnectionLostError):
+            raise copy(lost)
         try:
             record = await read_record(self._context, self._stream_id)
         except UnavailableError:
@@ -328,6 +335,10 @@ class LogReader:
             if last is not None and await find_terminal(self._context.link, end, last) is not None:
                 return name  # what somebody else put there would keep a follower waiting for ever
         return newest
+
+    def lacks(self, ended: Collection[str]) -> bool:
+        """Whether one of these generations is being read, and its end was not given yet."""
+        return self._generation in ended and self._given != self._generation and not self._closed
 
     async def close(self) -> None:
         """Release everything at once; a pending ``__anext__`` raises NotOpenError."""

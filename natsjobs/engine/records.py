@@ -22,7 +22,7 @@ import msgspec
 from natsjobs.engine import garbage, wire
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
-from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.errors import ConnectionLostError, StreamFullError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +102,9 @@ class Records:
                 raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
             except StreamFullError as error:
                 raise StreamFullError(f"the bucket is full: {error}", size=error.size, limit=error.limit) from None
+            except ConnectionLostError as error:
+                error.outcome_unknown = unsure
+                raise
             except UnavailableError as error:
                 unsure = unsure or error.outcome_unknown
                 if backoff.expired:

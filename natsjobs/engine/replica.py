@@ -19,6 +19,7 @@ from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.liveness import Liveness
 from natsjobs.engine.ports import Link, StreamMissingError
 from natsjobs.engine.runs import Runs, lost_end
+from natsjobs.engine.terminals import End
 from natsjobs.engine.upkeep import Upkeep
 from natsjobs.errors import NatsJobsError, NotOpenError, UnavailableError
 from natsjobs.models import EndReason
@@ -82,8 +83,7 @@ class Replica:
 
     async def _stop(self) -> None:
         await self.runs.drain()
-        await self.liveness.stop()
-        await self.context.answered()
+        await asyncio.gather(self.liveness.stop(), self.context.answered())
         await self.aborts.close()
         await self.runs.ends.close()
         await self.context.renew_tasks()
@@ -91,15 +91,21 @@ class Replica:
         await self.context.link.close()
 
     async def shut_down(self) -> None:
-        """End the runs owned here with ``SHUTDOWN``; says which ends could not be stored."""
-        ends = {run: lost_end("the server is shutting down", EndReason.SHUTDOWN) for run in self.runs.owned}
+        """End the runs owned here with ``SHUTDOWN``; says which ends could not be stored.
+
+        It waits ``timing.request`` for NATS; ends that have failed before were waited for already, and with NATS away
+        they are not tried again.
+        """
+        away, tried = self.context.link.connected_since is None, self.runs.unstored
+        ends = {run: tried.get(run) or _shutdown() for run in self.runs.owned if not (away and run in tried)}
+        patience = self.config.timing.abort if ends.keys() <= tried.keys() else self.config.timing.request
 
         async def stop(stream_id: str, generation: str) -> None:
             with contextlib.suppress(NatsJobsError):
                 await self.runs.end(stream_id, generation, ends[stream_id, generation])
 
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.config.timing.request):
+            async with asyncio.timeout(patience):
                 await asyncio.gather(*(stop(*run) for run in ends))
         for run, end in ends.items():
             if run in self.runs.owned:  # NATS is away: nobody can wait for that while a process is being stopped
@@ -110,3 +116,7 @@ class Replica:
                 stream_id,
                 generation,
             )
+
+
+def _shutdown() -> End:
+    return lost_end("the run's process shut down before it was finished", EndReason.SHUTDOWN)

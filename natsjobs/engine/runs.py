@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import deque
 from copy import copy
 from weakref import WeakValueDictionary
 
@@ -39,8 +40,9 @@ from natsjobs.models import EndReason, EventType, Job
 
 _log = logging.getLogger(__name__)
 
-_KEEP_CLOSED = 60.0  # a closed or idle writer is remembered this long, to answer late calls without a read
+_KEEP_CLOSED = 60.0  # a closed or idle writer is remembered at most this long, to answer late calls without a read
 _MOST_OWING = 1024
+_RETIRED = 10_000  # logs that wait for their removal; those that find no place leave with the stream's max_age
 _REPAIR_AFTER = 2.0
 
 
@@ -60,7 +62,8 @@ class Runs:
         self._context, self.ledger = context, ledger
         self.ends = Ends(context)
         self.owned: dict[tuple[str, str], Run] = {}
-        self.retired: list[tuple[float, str, str]] = []  # logs this replica ended: (monotonic due time, id, generation)
+        # Logs that this replica ended: (monotonic due time, id, generation).
+        self.retired: deque[tuple[float, str, str]] = deque(maxlen=_RETIRED)
         self.over: dict[str, float] = {}  # stream id of a run that ended here -> when its live objects go, monotonic
         self.unstored: dict[tuple[str, str], End] = {}
         self._appenders: dict[tuple[str, str], Appender] = {}
@@ -191,10 +194,10 @@ class Runs:
             StreamFullError: Either that, or events were refused, so that the generation has ended as an error instead.
         """
         key = (stream_id, generation)
-        if key in self.owned:
-            with contextlib.suppress(UnavailableError):
-                await self.ledger.record_listed(stream_id, generation)
         try:
+            if key in self.owned:
+                with contextlib.suppress(UnavailableError):
+                    await self.ledger.record_listed(stream_id, generation)
             appender = await self._open(stream_id, generation)
             terminal = appender if isinstance(appender, wire.Terminal) else await appender.finish(end)
         except (UnavailableError, EventTooLargeError, asyncio.CancelledError):
@@ -266,7 +269,7 @@ class Runs:
 
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
-        horizon = time.monotonic() - _KEEP_CLOSED
+        horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
         owing = [key for key, appender in self._appenders.items() if appender.owes][-_MOST_OWING:]
         for key, appender in list(self._appenders.items()):
             if key in owing:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from natsjobs.engine import garbage, wire
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.reader import LogReader
-from natsjobs.errors import NotOpenError, ResumeError, UnavailableError
+from natsjobs.errors import ConnectionLostError, NotOpenError, ResumeError, UnavailableError
 from natsjobs.interfaces import Handler
 from natsjobs.models import EventType, StreamEvent
 from natsjobs.tasks import Tasks
@@ -58,20 +58,22 @@ class HandlerSubscription:
         self._reader: LogReader | None = None
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
-        self._left = False
+        self._left = self._calling = False
 
     async def start(self) -> None:
         """Attach; when it returns nothing later is missed."""
         self._reader = self._new_reader()
         await self._reader.start_live()
-        self._task = self._tasks.spawn(self._run(), name="natsjobs subscription")
+        self._task = self._tasks.spawn(self._run(), name="the handlers of a subscription")
 
     async def _run(self) -> None:
         while not self._left and self._reader is not None:
             reader = self._reader
             try:
                 async for event in reader:
+                    self._calling = True
                     await self._handlers.call(event)
+                    self._calling = False
                     if self._left:
                         return
             except NotOpenError:
@@ -79,6 +81,9 @@ class HandlerSubscription:
             except ResumeError as error:
                 _log.warning("a subscription missed events that are no longer in the log, and goes on live: %s", error)
                 await self._restart(reader)
+            except ConnectionLostError as error:
+                _log.error("a subscription has ended, its handlers hear nothing more: %s", error)
+                return
             except UnavailableError as error:
                 _log.info("a subscription waits for NATS: %s", error)
                 await asyncio.sleep(0.2)
@@ -90,6 +95,8 @@ class HandlerSubscription:
             self._reader = self._new_reader()
             try:
                 await self._reader.start_live(after=lost)
+            except ConnectionLostError:
+                return  # the reader is closed, and the next read of it says so
             except (ResumeError, UnavailableError) as error:
                 _log.info("a subscription waits: %s", error)
                 await self._reader.close()
@@ -97,13 +104,20 @@ class HandlerSubscription:
             else:
                 return
 
-    async def unsubscribe(self) -> None:
-        """Detach; idempotent. When it returns no handler runs any more, but the one that called it."""
+    def lacks(self, ended: Collection[str]) -> bool:
+        """Whether one of these generations is being followed, and its end was not handled yet."""
+        return self._reader is not None and (self._reader.lacks(ended) or self._calling)
+
+    async def unsubscribe(self, *, patience: float | None = None) -> None:
+        """Detach; idempotent. When it returns no handler runs any more, but the one that called it.
+
+        ``patience``: not longer than this for a handler that ignores that it is cancelled; ``None``: for ever.
+        """
         if self._left:
             return
         self._left = True
         try:
-            await self._tasks.close()
+            await self._tasks.close(patience=patience)
         finally:
             try:
                 if self._reader is not None:

@@ -6,8 +6,8 @@ so a slow reader costs nobody anything, and no reader costs the server a consume
 
 The live path loses messages in ordinary operation (a deposed leader never republishes what it had not applied; a cut
 node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: read
-at the leader the first message after the last one seen. It happens on attach, once more 0.3 s later, after every gap,
-reconnect and wake-up, and while nothing comes, every ``timing.look`` seconds, doubling to five times that (A7).
+at the leader the first message after the last one seen. It happens on attach, after every gap, reconnect and wake-up,
+once more soon after each of these, and ever more rarely while nothing comes (A7; ``patience.Looks``).
 A terminal record that arrives live is believed only after it was read from the log (B10).
 """
 
@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Callable
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
-from natsjobs.engine.patience import patiently
+from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, read_terminal
-from natsjobs.errors import HistoryLostError, NatsJobsError, UnavailableError
+from natsjobs.errors import ConnectionLostError, HistoryLostError, NatsJobsError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
 _WINDOW_BYTES = 8_388_608
-_SOON = 0.3
 _HELD = 1024  # live messages kept while a look is under way; more is a gap, which the next look repairs
 _PROOFS = 3  # a history is declared lost only when this many reads at the leader agree (B3: one may be old)
 
@@ -53,7 +51,8 @@ class Tail:
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = False
-        self._quiet = 0
+        self._looks = Looks(context.config.timing.look)
+        self._repairing = False  # the look under way is not the schedule's
         self._timer: asyncio.TimerHandle | None = None
         self._interests: list[Interest] = []
         self._waiters: set[asyncio.Future[None]] = set()
@@ -128,7 +127,8 @@ class Tail:
             await self._find_tail()
             self._forget_reconnect = self._context.link.on_reconnect(self._on_reconnect)
             self._release()
-            self._schedule(_SOON)
+            self._looks.again()
+            self._schedule()
         except BaseException:
             await self._drop_interests()
             raise
@@ -210,8 +210,8 @@ class Tail:
         if isinstance(verdict, Batch):
             self._keep(verdict)
             if self._replay.next > before:
-                self._quiet = 0
-                self._schedule(self._context.config.timing.look)
+                self._looks.news()
+                self._schedule()
                 self.wake()
         elif verdict is not Verdict.NOTHING:
             self._replay.seq = seq  # the look begins behind what was taken in, not behind what could not be
@@ -236,20 +236,19 @@ class Tail:
 
     # -- looking at the log -------------------------------------------------------------------------------------
 
-    def _schedule(self, delay: float) -> None:
+    def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if not (self._closed or self.terminal or self.lost):
-            delay *= random.uniform(0.9, 1.1)  # noqa: S311 - spreads the looks of many readers
-            self._timer = asyncio.get_running_loop().call_later(delay, self._on_quiet)
-
-    def _on_quiet(self) -> None:
-        self._quiet += 1
-        self.look_now()
+            self._timer = asyncio.get_running_loop().call_later(self._looks.next(), self._look_again)
 
     def look_now(self) -> None:
-        """Start a look, or one more after the one that is under way."""
+        """Something may have been missed: start a look, or one more after the one that is under way."""
+        self._repairing = True
+        self._look_again()
+
+    def _look_again(self) -> None:
         if self._closed or self.terminal is not None or self.lost is not None:
             return
         if self._held is not None:
@@ -264,9 +263,12 @@ class Tail:
             while self._again and not self._closed:
                 self._again = False
                 await self._read_on()
-                if (self._doubtful or self._quiet % 5 == 1) and self.terminal is None:
+                if (self._doubtful or self._looks.silent % 5 == 1) and self.terminal is None:
                     await self._prove()
                     self._doubtful = False
+        except ConnectionLostError as error:
+            self.lost = error
+            self.wake()
         except (UnavailableError, StreamMissingError) as error:
             _log.info("following %s: %s; still trying", self.stream_id, error)
         except NatsJobsError as error:
@@ -274,9 +276,10 @@ class Tail:
         finally:
             if not self._closed:
                 self._release()
-                look = self._context.config.timing.look
-                self._schedule(min(look * 2 ** min(self._quiet, 3), look * 5) if self._quiet else _SOON)
-                self._quiet = max(self._quiet, 1)
+                if self._repairing:
+                    self._looks.again()
+                    self._repairing = False
+                self._schedule()
 
     def _release(self) -> None:
         """Hand on what arrived live during a look."""
@@ -306,7 +309,7 @@ class Tail:
         verdict = self._replay.feed(message.seq, entry, end=end)
         if isinstance(verdict, Batch):
             self._keep(verdict)
-            self._quiet = 0
+            self._repairing = True
             self.wake()
         elif verdict is Verdict.TERMINAL:
             assert entry is not None

@@ -7,7 +7,8 @@ viewers; everything about writing, ending and aborting is shared below, in the r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from natsjobs.engine.terminals import End
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import Callback, EndCallback, EventReader, Handler
 from natsjobs.models import StreamEvent
+
+_GLANCE = 0.01
 
 
 class _Disposable(Protocol):
@@ -217,27 +220,42 @@ class EngineTransport:
         await self._open(stream_id)
         await self._drop(stream_id)
 
-    async def _drop(self, stream_id: str) -> None:
+    async def _drop(self, stream_id: str, patience: float | None = None) -> None:
         for subscription in list(self._subscriptions.get(stream_id, ())):
-            await subscription.unsubscribe()
+            await subscription.unsubscribe(patience=patience)
         for reading in [reading for reading in self._readers if reading.stream_id == stream_id]:
             await reading.close()
         for registration in self._registrations.pop(stream_id, []):
             await registration.dispose()
-        await self._presence.close(stream_id)
+        await self._presence.close(stream_id, patience=patience)
 
     async def destroy(self) -> None:
-        """Close readers, subscriptions and callbacks of this transport; the connection stays."""
+        """Close readers, subscriptions and callbacks of this transport; the connection stays.
+
+        Who follows a run that was just ended here (``JobStore.destroy``) gets its end first, within ``timing.abort``.
+        """
         if self._destroyed:
             return
         self._destroyed = True
         if self._opened:
+            patience = self._context.config.timing.abort
+            await self._let_hear(patience)
             names = {*self._subscriptions, *self._registrations, *(reading.stream_id for reading in self._readers)}
-            for stream_id in names:
-                await self._drop(stream_id)
-            await self._presence.close()
+            await asyncio.gather(*(self._drop(stream_id, patience) for stream_id in names))
+            await self._presence.close(patience=patience)
             await self._tails.close()
             await self.replica.close(self)
+
+    async def _let_hear(self, limit: float) -> None:
+        """Wait until subscribers have the ends that this replica has written."""
+        ended = {generation for _, _, generation in self.replica.runs.retired}
+        followers: list[_Reading | HandlerSubscription] = [*self._readers]
+        followers += [one for subscriptions in self._subscriptions.values() for one in subscriptions]
+        deadline = time.monotonic() + limit
+        while any(one.lacks(ended) for one in followers) and time.monotonic() < deadline:
+            if self._context.link.connected_since is None:
+                return
+            await asyncio.sleep(_GLANCE)
 
     # -- for readers --------------------------------------------------------------------------------------------
 
@@ -298,6 +316,10 @@ class _Reading:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def lacks(self, ended: Collection[str]) -> bool:
+        """Whether one of these generations is being read, and its end was not given yet."""
+        return self._reader is not None and self._reader.cursor is not None and self._reader.lacks(ended)
 
     async def close(self) -> None:
         """Detach; idempotent."""

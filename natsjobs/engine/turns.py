@@ -1,7 +1,8 @@
 """The newest generation of a stream id, watched: what a reader that waits, or stays over several turns, waits for.
 
 The job record is the truth. The bucket republishes its changes, which makes waiting quick; that path may lose
-messages like any live path, so while nothing comes the record is read again, and after every reconnect (C11).
+messages like any live path, so while nothing comes the record is read again (C11; ``Looks``), and
+after every reconnect.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable
 
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
+from natsjobs.engine.patience import Looks
 from natsjobs.engine.ports import Incoming, Interest
-from natsjobs.errors import UnavailableError
+from natsjobs.errors import ConnectionLostError, UnavailableError
 
 
 class Turns:
@@ -48,18 +50,26 @@ class Turns:
             await self._interest.unsubscribe()
 
     async def wait(self, *, after: str | None, timeout: float | None = None) -> JobRecord | None:
-        """The record as soon as its generation is another than ``after``; ``None``: closed, or not in time."""
-        look, quiet = self._context.config.timing.look, 0
+        """The record as soon as its generation is another than ``after``; ``None``: closed, or not in time.
+
+        Raises:
+            ConnectionLostError: The connection was given, and is closed for good.
+        """
+        looks = Looks(self._context.config.timing.look)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while not self.closed:
                     self._news.clear()
-                    with contextlib.suppress(UnavailableError):
+                    try:
                         record = await read_record(self._context, self._stream_id)
-                        if record is not None and record.generation != after:
-                            return record
+                    except ConnectionLostError:
+                        raise
+                    except UnavailableError:
+                        record = None
+                    if record is not None and record.generation != after:
+                        return record
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(min(look * 2 ** min(quiet, 3), look * 5)):
+                        async with asyncio.timeout(looks.next()):
                             await self._news.wait()
-                    quiet += 1
+                        looks.news()
         return None

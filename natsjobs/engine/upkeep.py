@@ -31,6 +31,7 @@ from natsjobs.models import EndReason
 _log = logging.getLogger(__name__)
 
 _PAUSE_FACTOR = 10  # after a removal wait ten times as long as it took (A9)
+_RETIRE_EVERY = 0.5
 
 
 class Upkeep:
@@ -39,12 +40,14 @@ class Upkeep:
     def __init__(self, context: Context, runs: Runs, liveness: Liveness, content: ContentState) -> None:
         """Nothing happens before ``start``."""
         self._gone: set[tuple[str, str]] = set()  # logs that the sweep knows to be tombstones
+        self._nameless: set[str] = set()  # stream ids with live objects and no record, at the last sweep
         self._context, self._runs, self._liveness, self._content = context, runs, liveness, content
 
     def start(self) -> None:
         """Begin; the context's tasks end it."""
         self._context.spawn(self._tick_for_ever(), "natsjobs upkeep")
         self._context.spawn(self._sweep_for_ever(), "natsjobs sweep")
+        self._context.spawn(self._retire_for_ever(), "natsjobs retention")
 
     async def _tick_for_ever(self) -> None:
         limit = self._context.config.retention.running
@@ -68,7 +71,6 @@ class Upkeep:
                 await self._expire(run)
             elif run.active_at > run.touched_at and now - run.touched_at > limit / 4:
                 await self._runs.touch(run)
-        await self._retire()
 
     def _forget_live(self) -> None:
         """Lists and graphs that callers gave us go when the record goes; else a process would hold them all."""
@@ -107,17 +109,24 @@ class Upkeep:
             return True  # its log was gone, and now the record says so
         return terminal.request == end.request
 
-    async def _retire(self) -> None:
-        """Remove the logs whose retention is over, of the generations that this replica ended."""
-        due = time.monotonic()
-        while self._runs.retired and self._runs.retired[0][0] <= due:
-            _, stream_id, generation = self._runs.retired.pop(0)
-            began = time.monotonic()
+    async def _retire_for_ever(self) -> None:
+        """Remove the logs whose retention is over, of the generations that this replica ended.
+
+        Apart from the tick, which running jobs depend on: after many jobs this takes minutes.
+        """
+        retired = self._runs.retired
+        while True:
+            if not retired or retired[0][0] > time.monotonic():
+                await asyncio.sleep(_RETIRE_EVERY)
+                continue
+            _, stream_id, generation = retired.popleft()
+            began, removed = time.monotonic(), True
             try:
-                await remove_log(self._context, stream_id, generation)
+                removed = await remove_log(self._context, stream_id, generation)
             except (NatsJobsError, StreamMissingError) as error:
                 _log.info("the log of %s stays until max_age: %s", stream_id, error)
-            await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)
+            if removed:
+                await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)
 
     async def _sweep_for_ever(self) -> None:
         interval = self._context.config.timing.sweep
@@ -154,7 +163,16 @@ class Upkeep:
         ended += await self._sweep_index(entries, records)
         await self._sweep_missing_index(entries, running)
         await self._sweep_logs(logs, records)
+        self._sweep_live(records)
         return ended
+
+    def _sweep_live(self, records: dict[str, JobRecord]) -> None:
+        """Lists and graphs of jobs that nobody has any more, or that never came to be; owned here or not."""
+        nameless = (self._content.named | self._runs.ledger.named) - records.keys()
+        for stream_id in nameless & self._nameless:  # one look would take a list that was set before its job began
+            self._content.forget(stream_id)
+            self._runs.ledger.forget(stream_id)
+        self._nameless = nameless
 
     async def _sweep_running(self, record: JobRecord, logs: dict[str, int], now: float) -> int:
         """A record that says "running" although its log has ended, or has been silent for too long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
+from natsjobs.errors import ConnectionLostError
 from natsjobs.jetstream.faults import RequestFailedError
 from natsjobs.jetstream.headers import marker_of, number_of, status_of
 from natsjobs.jetstream.inbox import WireInterest
@@ -53,7 +54,7 @@ class NatsBus:
 
         try:
             answer, status = await self._wire.request(subject, body, take, limit=timeout)
-        except RequestFailedError as error:
+        except (RequestFailedError, ConnectionLostError) as error:
             raise NoReplyError(f"{subject}: {error}") from None
         if status == _NOBODY:
             raise NoRespondersError(subject)
@@ -73,7 +74,7 @@ class NatsBus:
 
         try:
             status = await self._wire.request(subject, body, take, limit=timeout)
-        except RequestFailedError as error:
+        except (RequestFailedError, ConnectionLostError) as error:
             if not answers:
                 raise NoReplyError(f"{subject}: {error}") from None
             status = 0

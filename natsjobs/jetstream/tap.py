@@ -40,6 +40,7 @@ Handler: TypeAlias = Callable[[str, str, bytes, bytes], None]
 _CALLBACKS = ("_disconnected_cb", "_reconnected_cb", "_closed_cb", "_error_cb")
 _DIRECT = ("_process_msg", "_pending", "_pending_data_size", "_flush_queue", "_pongs", "_transport", "_sid", "stats")
 _NEVER = 86_400
+_CLOSE = 2.0
 _CROWDED = 4 * 1024 * 1024
 """With more than this unsent, the socket is stuck: senders wait for room."""
 
@@ -262,6 +263,14 @@ class Tap:
         hour when a cable is cut, and what is taken in the end arrives late.
         """
         drop_socket(self.nc)
+
+    async def close(self) -> None:
+        """Close a connection of our own; a peer that takes nothing any more does not hold it up."""
+        try:
+            async with asyncio.timeout(_CLOSE):
+                await self.nc.close()
+        except TimeoutError:
+            self.abort()
 
     async def barrier(self, limit: float) -> bool:
         """Whether the server has, within ``limit`` seconds, processed everything that was sent so far.

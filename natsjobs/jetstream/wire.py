@@ -20,7 +20,14 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from natsjobs.errors import EventTooLargeError, InvalidArgumentError, NatsJobsError, NotOpenError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    EventTooLargeError,
+    InvalidArgumentError,
+    NatsJobsError,
+    NotOpenError,
+    UnavailableError,
+)
 from natsjobs.jetstream.connecting import Dialer
 from natsjobs.jetstream.faults import RequestFailedError, translated
 from natsjobs.jetstream.inbox import Inbox, Take, WireInterest
@@ -39,7 +46,6 @@ _AGAIN = 0.5
 """Between two new connections: what closes the first for good may close the second as well."""
 _LINGER = 0.25
 """How long a broken connection may take to tell; then it is waiting for a peer that is gone."""
-_CLOSE = 2.0
 _TOO_MANY = "maximum subscriptions exceeded"
 _LONGEST_SUBJECT = 3_900  # a control line over 4,096 bytes closes the connection for good
 _BAD_SUBJECT = re.compile(r"[\s\x00]|^$")
@@ -82,7 +88,7 @@ class Wire:
         return self._since if self._tap is not None and self._tap.nc.is_connected else None
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after every reconnect; the returned function removes it."""
+        """Call back after every reconnect, and when a given connection was closed; the function removes it."""
         key = object()
         self._callbacks[key] = callback
 
@@ -122,14 +128,14 @@ class Wire:
         if tap is not None:
             tap.remove(self)
             if isinstance(self._source, Dialer):
-                await _close(tap)
+                await tap.close()
 
     async def _take_up(self, nc: Client, deadline: float) -> None:
         """Make ``nc`` the present connection, with the inbox and all interests on it."""
         tap, started = tap_of(nc), time.monotonic()
         with translated("using the connection"):
             if nc.is_closed:
-                raise UnavailableError("the NATS connection that was given is closed; give an open one")
+                raise ConnectionLostError("it was closed before it was used")
             if self._tap is not None:
                 self._tap.remove(self)
             self._tap = tap
@@ -139,14 +145,17 @@ class Wire:
                 self._interests.add(WireInterest(self._inbox_subject, self._inbox.answered, self._interests.discard))
             for interest in list(self._interests):
                 await interest.attach(tap)
-        await self._sure(self._inbox_subject, started, deadline)
+        await self._sure(self._inbox_subject, started, deadline, new=True)
 
     @property
     def _inbox_subject(self) -> str:
         return f"{self._inbox.prefix}*"
 
-    async def _sure(self, subject: str, started: float, deadline: float) -> None:
+    async def _sure(self, subject: str, started: float, deadline: float, *, new: bool = False) -> None:
         """Wait until the server has processed a SUB that was made after ``started``.
+
+        ``new``: on a connection that is being taken up; if it dies meanwhile (a JWT that ends in this very second)
+        nobody else will replace it.
 
         Raises:
             UnavailableError: It did not, or refused it.
@@ -154,21 +163,33 @@ class Wire:
         ours = subject == self._inbox_subject
         while True:
             tap, left = self._tap, deadline - time.monotonic()
+            if tap is not None:
+                _check_room(tap, subject, ours=ours)
+            if tap is not None and tap.nc.is_closed and (new or not isinstance(self._source, Dialer)):
+                why = str(tap.nc.last_error or "somebody closed it")
+                if isinstance(self._source, Dialer):
+                    raise UnavailableError(f"subscribing to {subject}: the new connection was closed again: {why}")
+                raise ConnectionLostError(why)
             if tap is None or left <= 0:
                 raise UnavailableError(f"subscribing to {subject}: NATS did not answer")
-            known = tap.nc.is_connected and await tap.barrier(left)
-            if _TOO_MANY in str(tap.nc.last_error) and not ours:
-                # nats-py closes the connection over this; a new one is whole when nobody insists.
-                raise UnavailableError(
-                    f"subscribing to {subject} was refused: {_TOO_MANY}; raise max_subscriptions of the server or the "
-                    "account, or spread the followers over more processes"
-                )
+            known = tap.nc.is_connected and await (self._taken_up(tap, left) if new else tap.barrier(left))
+            _check_room(tap, subject, ours=ours)
             if known:
                 break
             await asyncio.sleep(0.02)  # away: nats-py subscribes again by itself, the next barrier tells
         if denied := self._inbox.denial(started, subject):
             hint = "; connect with an inbox_prefix that this user may subscribe to" if ours else ""
             raise UnavailableError(f"subscribing to {subject} was refused: {denied}{hint}")
+
+    async def _taken_up(self, tap: Tap, limit: float) -> bool:
+        """As ``Tap.barrier``; nats-py tells nobody of a connection that is closed while it is being opened."""
+        barrier = self._tasks.spawn(tap.barrier(limit), "natsjobs barrier")
+        try:
+            while not barrier.done() and not tap.nc.is_closed:
+                await asyncio.wait({barrier}, timeout=0.1)
+            return barrier.done() and barrier.result()
+        finally:
+            barrier.cancel()
 
     # -- what the tap tells -------------------------------------------------------------------------------------------
 
@@ -182,6 +203,9 @@ class Wire:
     def on_connected(self) -> None:
         """Requests can be sent again."""
         self._mark_up()
+        self._call_back()
+
+    def _call_back(self) -> None:
         for callback in list(self._callbacks.values()):
             try:
                 callback()
@@ -193,8 +217,11 @@ class Wire:
         self._up.set()
 
     def on_closed(self) -> None:
-        """Closed for good: an own connection is made anew."""
+        """Closed for good: an own connection is made anew, of a given one everybody who waits has to hear."""
         self.on_disconnected()
+        if self._tap is not None and not isinstance(self._source, Dialer):
+            _log.error("%s", ConnectionLostError(str(self._tap.nc.last_error or "somebody closed it")))
+            self._call_back()
 
     def on_error(self, error: Exception) -> None:
         """A denied permission comes only here; it is told to the request that it was for."""
@@ -220,7 +247,7 @@ class Wire:
                     continue
                 _log.warning("the NATS connection was closed for good (%s); making a new one", nc.last_error)
                 try:
-                    await _close(self._tap)
+                    await self._tap.close()
                     await asyncio.sleep(max(0.0, self._renewed + _AGAIN - time.monotonic()))
                     await self._renew(dialer)
                 except NatsJobsError as error:
@@ -321,6 +348,7 @@ class Wire:
 
         Raises:
             RequestFailedError: It could not be sent, or nothing came in ``limit`` seconds.
+            ConnectionLostError: The connection was given, and is closed.
             EventTooLargeError: Too large; nothing was sent.
         """
         self.check(subject, body, headers)
@@ -340,7 +368,7 @@ class Wire:
             nc = self.nc
             left = deadline - time.monotonic()
             if nc.is_closed and not isinstance(self._source, Dialer):
-                raise RequestFailedError("the NATS connection that was given is closed", sent=False)
+                raise ConnectionLostError(str(nc.last_error or "somebody closed it"))
             if left <= 0:
                 raise RequestFailedError("the connection to NATS is away", sent=False)
             if self._up.is_set():  # broken and not told yet, or its socket is stuck
@@ -378,10 +406,10 @@ class Wire:
         return interest
 
 
-async def _close(tap: Tap) -> None:
-    """Close a connection of our own; a peer that takes nothing any more does not hold it up."""
-    try:
-        async with asyncio.timeout(_CLOSE):
-            await tap.nc.close()
-    except TimeoutError:
-        tap.abort()
+def _check_room(tap: Tap, subject: str, *, ours: bool) -> None:
+    """nats-py closes the connection over one subscription too many; a new one is whole when nobody insists."""
+    if _TOO_MANY in str(tap.nc.last_error) and not ours:
+        raise UnavailableError(
+            f"subscribing to {subject} was refused: {_TOO_MANY}; raise max_subscriptions of the server or the account, "
+            "or spread the followers over more processes"
+        )

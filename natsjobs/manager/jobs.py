@@ -1,14 +1,17 @@
 """``JobManager``: what people use. Start, follow, abort and list jobs, on top of the two interfaces only.
 
 It owns the runs that were started through it and the readers that were opened through it, and ends both when it is
-left; it owns neither the store nor the transport. Background work that fails never cancels a caller: it is logged, or
-raised by the call that it concerns. A manager may be entered and left in different tasks.
+left, the runs first, so that their readers here get the terminal record; it owns neither the store nor the transport.
+Leaving takes a bounded time whatever NATS and the bodies of the runs do (``JobManager``). Background work that fails
+never cancels a caller: it is logged, or raised by the call that it concerns. A manager may be entered and left in
+different tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
@@ -27,13 +30,17 @@ from natsjobs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
+_GLANCE = 0.01
+
 
 class JobManager:
     """Runs and readers of one replica: an async context manager over a ``JobStore`` and an ``EventTransport``.
 
     Entering initializes the store; leaving is ``drain(0)`` and closes the readers opened here. Neither part is
-    destroyed. ``config`` of ``None`` means ``Config.from_env()``. Every method raises ``NotOpenError`` outside the
-    block, ``InvalidIdError`` for an id that can never be one, and ``UnavailableError`` when NATS stays away.
+    destroyed. Leaving waits ``timing.request`` for NATS to store the ends, then twice ``timing.abort`` for bodies that
+    ignore their interruption; what is left of them then is logged and can store nothing. ``config`` of ``None`` means
+    ``Config.from_env()``. Every method raises ``NotOpenError`` outside the block, ``InvalidIdError`` for an id that can
+    never be one, and ``UnavailableError`` when NATS stays away.
     """
 
     def __init__(self, store: JobStore, transport: EventTransport, *, config: Config | None = None) -> None:
@@ -277,23 +284,44 @@ class JobManager:
             block.shut_down()
         if writing := {work for block in rest if (work := block.writing) is not None}:
             await asyncio.wait(writing, timeout=self._config.timing.request)
-        # The interrupted bodies get the chance to clean up with a store that is still there.
-        await self._wait_left({block for block in rest if not block.is_here}, self._config.timing.abort)
+        # The interrupted bodies get the chance to clean up with a store that is still there, readers here to the end.
+        patience = self._config.timing.abort
+        await asyncio.gather(
+            self._wait_left({block for block in rest if not block.is_here}, patience, ending=True),
+            self._wait_read(rest, patience),
+        )
+        for block in rest:
+            if block in self._blocks and not block.is_here and not block.waits_for_nats:
+                _log.warning(
+                    "the run of job %r was interrupted and has not stopped within %s s; it has ended, and nothing it "
+                    "does from now on is stored",
+                    block.stream_id,
+                    patience,
+                )
         return len(rest)
 
-    async def _wait_left(self, blocks: set[RunBlock], timeout: float | None) -> None:
+    async def _wait_left(self, blocks: set[RunBlock], timeout: float | None, *, ending: bool = False) -> None:
+        """Wait until these blocks are left; ``ending``: or wait only for an end that cannot be stored."""
         try:
             async with asyncio.timeout(timeout):
-                while blocks & self._blocks:
+                while any(not (ending and block.waits_for_nats) for block in blocks & self._blocks):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             pass
 
+    async def _wait_read(self, ended: list[RunBlock], timeout: float) -> None:
+        """Wait until those who read these runs here have got their terminal records."""
+        outcomes = [block.outcome for block in ended if block.outcome is not None]
+        ends = {one.job.generation: one.end_cursor for one in outcomes if one.end_cursor is not None}
+        deadline = time.monotonic() + timeout
+        while any(reader.lacks(ends) for reader in self._readers) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_GLANCE)  # a callback per reader would cost every event something
+
     async def _close(self) -> None:
         self._closed = True
+        await self._drain(0)
         for reader in list(self._readers):
             await reader.close()
-        await self._drain(0)
-        await self._works.close()
         await self._ends.close()
+        await self._works.close(patience=self._config.timing.abort)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -111,6 +112,9 @@ class Outcome:
         self._over = asyncio.Event()
         self._ended = asyncio.Event()
         self._registrations: list[Registration] = []
+        self._left = False
+        self.end_cursor: str | None = None
+        """The cursor of the terminal record, once it was seen."""
 
     @property
     def is_over(self) -> bool:
@@ -150,7 +154,8 @@ class Outcome:
         self._registrations.append(await transport.on_end(job.stream_id, self._on_end, generation=job.generation))
 
     async def detach(self) -> None:
-        """Stop listening; while the end is unknown (NATS away) it goes on, so that it becomes known."""
+        """Stop listening; while the end is unknown (NATS away) it goes on until it becomes known."""
+        self._left = True
         while self._registrations and self.stands is not None:
             with contextlib.suppress(UnavailableError, NotOpenError):
                 await self._registrations.pop().dispose()
@@ -226,7 +231,7 @@ class Outcome:
             self.wanted = None
             return exc
         else:
-            self._on_end(event)
+            self._heard(event)
         return None
 
     def learn(self, exc: JobClosedError) -> None:
@@ -242,7 +247,12 @@ class Outcome:
             self._over.set()
             self.interrupt.fire()
 
-    def _on_end(self, event: StreamEvent) -> None:
+    def _on_end(self, event: StreamEvent) -> Awaitable[None] | None:
+        self._heard(event)
+        return self.detach() if self._left else None
+
+    def _heard(self, event: StreamEvent) -> None:
+        self.end_cursor = event.cursor
         ours = self.wanted is not None and self.wanted.stands_in(event)
         self._settle(Ending(status=_STATUS[event.type], end_reason=event.end_reason), ours=ours)
 

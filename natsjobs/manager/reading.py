@@ -6,7 +6,7 @@ It adds closing to the transport's reader and nothing else; order, replay and th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -105,6 +105,13 @@ class ReaderBlock:
         if self._reader is None:
             raise NotOpenError("this reader is not open; enter it first: async with jobs.subscribe(...) as events")
         return self._reader
+
+    def lacks(self, ends: Mapping[str, str]) -> bool:
+        """Whether somebody reads one of these generations (with the cursors of their ends) and has not got its end."""
+        if self._closed or self._reader is None or (self._waiting is None and self._reader.cursor is None):
+            return False
+        generation = self._reader.job.generation
+        return generation in ends and self._reader.cursor != ends[generation]
 
     async def close(self) -> None:
         """The manager is left: whoever waits for the next event gets ``NotOpenError``."""

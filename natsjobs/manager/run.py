@@ -175,6 +175,7 @@ class RunBlock:
         self._require_open = require_open
         self._on_left = on_left
         self._given_up: Ending | None = None
+        self._body_left = False
         self._holds = ExitStack()
 
     async def __aenter__(self) -> JobRun:
@@ -207,6 +208,8 @@ class RunBlock:
         outcome = self.outcome
         if outcome is None:
             raise RuntimeError("this start() block was not entered")
+        self._body_left = True
+        self._on_left()
         try:
             cut = await outcome.interrupt.release()
             cut = await self._conclude(outcome, exc, cut)
@@ -230,6 +233,11 @@ class RunBlock:
     def is_over(self) -> bool:
         """Whether the run has ended or is about to; one that is only being created has not."""
         return self.outcome is not None and self.outcome.is_over
+
+    @property
+    def waits_for_nats(self) -> bool:
+        """Whether all that is missing is an end that cannot be stored yet: the body is done."""
+        return self._body_left and self.writing is not None and not self.writing.done()
 
     @property
     def writing(self) -> asyncio.Task[Any] | None:

@@ -10,6 +10,7 @@ import pytest
 from natsjobs import errors
 from natsjobs.errors import (
     ConfigError,
+    ConnectionLostError,
     EventTooLargeError,
     GenerationReplacedError,
     HistoryLostError,
@@ -52,6 +53,7 @@ EXAMPLES = [
     UnsupportedServerError("2.10 is too old"),
     UnavailableError("no answer", outcome_unknown=True),
     StreamFullError("full"),
+    ConnectionLostError("expired"),
 ]
 
 
