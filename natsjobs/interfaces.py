@@ -368,7 +368,7 @@ class EventTransport(Protocol):
         ...
 
     async def count_subscribers(self, stream_id: str) -> int:
-        """Subscribers on all replicas; may take 0.3 s."""
+        """Subscribers on all replicas; may take 0.3 s. Raises UnavailableError when NATS does not answer."""
         ...
 
     async def on_all_subscribers_left(self, stream_id: str, callback: Callback) -> Registration:

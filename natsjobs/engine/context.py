@@ -36,8 +36,9 @@ class Context:
         self.config = config
         self.subjects = Subjects(config.namespace)
         self.replica_id = f"r{wire.random_token(12)}"
-        # A read survives an election (5-8 s); a write is tried for as long as a producer may wait.
-        self.patience = 2 * config.timing.request
+        # A read survives an election, also one whose first vote was split (4-9 s each); a write is tried for as long
+        # as a producer may wait.
+        self.patience = min(config.timing.give_up, 4 * config.timing.request)
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
         self.headroom = Headroom(link, every=config.timing.renew)
         self.tasks = Tasks()

@@ -128,8 +128,15 @@ class Presence:
         return self._others[stream_id][1] if stream_id in self._others else set()
 
     async def count_all(self, stream_id: str) -> int:
-        """As ``ask``; an unknown number of others counts as none."""
-        return max(await self.ask(stream_id) or 0, self.count(stream_id))
+        """As ``ask``; an unknown number of others counts as none.
+
+        Raises:
+            UnavailableError: NATS does not answer: nobody knows who is there.
+        """
+        found = await self.ask(stream_id)
+        if found is None:
+            await self._context.link.records.state()  # is it they who are silent, or NATS?
+        return max(found or 0, self.count(stream_id))
 
     # -- all left -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ so a cancelled ``__anext__`` loses nothing; what cannot be read any more is an e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Collection
@@ -18,7 +19,7 @@ from functools import partial
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
-from natsjobs.engine.patience import patiently
+from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.tail import Tail
@@ -102,15 +103,27 @@ class LogReader:
             self._cursor = str(cursor)
             self._ended = not self._follow
             return
-        for pause in _STALE_READ:
-            if self._position <= tail.next:
-                break
-            await asyncio.sleep(pause)  # an old leader's answer can be behind what this cursor has seen (B3)
-            tail.look_now()
-        if self._position > tail.next:
-            raise HistoryLostError(self._stream_id, "the log ends before this cursor")
+        await self._catch_up(tail)
         while self._position < tail.start and not self._ahead:
             await self._read_page()
+
+    async def _catch_up(self, tail: Tail) -> None:
+        """A cursor can be ahead of what this replica has heard; only the leader can say that there is no more."""
+        events, scope = self._context.link.events, self._context.subjects.scope(self._stream_id, self._generation)
+        backoff, doubts = Backoff(self._context.patience), iter(_STALE_READ)
+        while self._position > tail.next:
+            more = None
+            with contextlib.suppress(StreamMissingError):
+                more = await patiently(lambda: events.next(scope, tail.seq + 1), limit=self._context.patience)
+            if more is not None:
+                if backoff.expired:
+                    raise UnavailableError(f"reading {self._stream_id}: this replica does not catch up with its log")
+                tail.look_now()
+                await backoff.pause()
+            elif (pause := next(doubts, None)) is not None:
+                await asyncio.sleep(pause)  # an old leader's answer can be behind what this cursor has seen (B3)
+            else:
+                raise HistoryLostError(self._stream_id, "the log ends before this cursor")
 
     @property
     def _open_tail(self) -> Tail:

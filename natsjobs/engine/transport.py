@@ -200,7 +200,7 @@ class EngineTransport:
         return self.get_subscriber_count(stream_id) == 1
 
     async def count_subscribers(self, stream_id: str) -> int:
-        """Subscribers on all replicas; may take 0.3 s."""
+        """Subscribers on all replicas; may take 0.3 s. Raises UnavailableError when NATS does not answer."""
         return await self._presence.count_all(await self._open(stream_id))
 
     async def on_all_subscribers_left(self, stream_id: str, callback: Callback) -> _Disposable:

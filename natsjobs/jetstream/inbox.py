@@ -27,12 +27,13 @@ Take: TypeAlias = Callable[[bytes, bytes], Any]
 class Waiting:
     """One request that waits for its answers."""
 
-    __slots__ = ("future", "started", "subject", "take", "timer", "token")
+    __slots__ = ("future", "heard", "started", "subject", "take", "timer", "token")
 
     def __init__(self, token: str, subject: str, take: Take) -> None:
         self.token = token
         self.subject = subject
         self.take = take
+        self.heard = False
         self.started = time.monotonic()
         self.timer: asyncio.TimerHandle | None = None
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -75,6 +76,7 @@ class Inbox:
         waiting = self._waiting.get(subject[len(self.prefix) :])
         if waiting is None or waiting.future.done():
             return
+        waiting.heard = True
         try:
             result = waiting.take(body, headers)
         except msgspec.MsgspecError as error:

@@ -2,7 +2,8 @@
 
 Owns how an append, a leader read and a page look on the wire, and what the answers mean. Appends carry their condition
 in headers, so the server decides; reads that decide something go to the leader (``STREAM.MSG.GET``), pages come from
-any replica (batch direct get). A read is repeated when the connection breaks under it; an append never is.
+any replica (batch direct get). A read is repeated when the connection breaks under it, a leader read also when nobody
+answers it: a stream without a leader drops what it is asked, and the next leader never hears of it. An append never is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from natsjobs.engine.ports import Message, StreamMissingError, StreamState, Wron
 from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
-from natsjobs.jetstream.wire import AWAY_WAIT, Wire
+from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, Wire
 
 _log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class NatsStream:
 
         started = time.monotonic()
         try:
-            taken = await self._repeat(subject, query, take)
+            taken = await self._repeat(subject, query, take, ask=ASK_AGAIN)
         except RequestFailedError as error:
             raise self._failed(error, doing, started) from None
         if isinstance(taken, int):
@@ -245,14 +246,20 @@ class NatsStream:
         return answer
 
     async def _repeat(
-        self, subject: str, query: bytes, take: Callable[[bytes, bytes], Any], again: Callable[[], None] | None = None
+        self,
+        subject: str,
+        query: bytes,
+        take: Callable[[bytes, bytes], Any],
+        again: Callable[[], None] | None = None,
+        *,
+        ask: float = math.inf,
     ) -> Any:
-        """A read may be sent again when the connection broke under it."""
+        """A read may be sent again: when the connection broke under it, and every ``ask`` seconds without an answer."""
         deadline = time.monotonic() + self._request
         while True:
             left = deadline - time.monotonic()
             try:
-                return await self._wire.request(subject, query, take, limit=left, wait=AWAY_WAIT)
+                return await self._wire.request(subject, query, take, limit=left, wait=AWAY_WAIT, again=ask)
             except RequestFailedError as error:
                 if not error.sent or error.denied or self._wire.ready or deadline - time.monotonic() < AWAY_WAIT:
                     raise

@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 AWAY_WAIT = 1.0
 """How long a stream request waits for a lost connection before it fails."""
+ASK_AGAIN = 1.0
+"""A read that nobody answers is asked again this often: a new leader never hears what was asked before it."""
 MOVE_AFTER = 5.0
 MOVE_EVERY = 10.0
 _STUCK = 15.0
@@ -341,10 +343,12 @@ class Wire:
         limit: float,
         headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
+        again: float = math.inf,
     ) -> Any:
         """Send, and give the answers to ``take`` until it returns something; that.
 
-        ``wait``: how long to wait for a connection that is away, within ``limit``.
+        ``wait``: how long to wait for a connection that is away, within ``limit``. ``again``: while there is no answer
+        send once more every so many seconds; ``take`` must bear several answers.
 
         Raises:
             RequestFailedError: It could not be sent, or nothing came in ``limit`` seconds.
@@ -358,6 +362,10 @@ class Wire:
         try:
             with translated(f"sending to {subject}"):
                 await tap.send(subject, body, reply=self._inbox.prefix + waiting.token, headers=headers)
+                while again < limit and not (waiting.heard or waiting.future.done()):
+                    await asyncio.wait({waiting.future}, timeout=again)
+                    if not waiting.heard and not waiting.future.done():
+                        await tap.send(subject, body, reply=self._inbox.prefix + waiting.token, headers=headers)
             return await waiting.future
         finally:
             self._inbox.done(waiting)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jetstream_kit import Space, cluster, eventually, leader_of, space
+from jetstream_kit import Space, cluster, config, eventually, leader_of, space
+from timeline_kit import DeafProxy
 
 from natsjobs.engine.ports import Incoming, StreamMissingError, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
@@ -272,6 +273,19 @@ async def test_a_missing_stream_is_named_and_made_again(here: Space) -> None:
         with pytest.raises(StreamMissingError):
             await call()
         await call()
+
+
+async def test_a_read_that_nobody_answers_is_asked_again(newest_server: str) -> None:
+    """A stream without a leader drops what it is asked; who asked must not wait for a time-out when there is one."""
+    async with DeafProxy(int(newest_server.rpartition(":")[2])) as wire, space(wire.url, config(request=30.0)) as here:
+        await here.append(b"x", expect=0)
+        for read in (here.link.events.last, here.link.events.next):
+            wire.deaf = True
+            reading = asyncio.ensure_future(read(here.scope))
+            await eventually(lambda: wire.swallowed)
+            wire.deaf, wire.swallowed = False, 0
+            async with asyncio.timeout(10):
+                assert await reading
 
 
 async def test_no_leader_fails_at_once_and_nothing_was_stored(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 from backends import NatsBackend
 from jetstream_kit import server
 from strangers import Stranger, events_of, namespace
+from timeline_kit import timelines
 from waiting import Heard, check_whole, eventually, read_all, soon, take, values
 
-from natsjobs import ConfigError, GenerationReplacedError, HistoryLostError, JobClosedError
+from natsjobs import ConfigError, GenerationReplacedError, HistoryLostError, JobClosedError, UnavailableError
 from natsjobs.engine.wire import Cursor
 
 
@@ -197,6 +199,40 @@ async def test_b11_a_cursor_beyond_the_log_is_told_on_entering(backend: NatsBack
     assert await a.store.delete_job("s")
     with pytest.raises(HistoryLostError):
         await read_all(a.manager.subscribe, "s", after=str(Cursor(job.generation, 2, 2)))
+
+
+async def test_b3_a_cursor_ahead_of_a_replica_that_reaches_no_leader_has_lost_nothing(newest_server: str) -> None:
+    """Its viewer comes from another replica that has heard more; silence of the leader proves no loss."""
+    async with timelines(newest_server) as many:
+        a, b = await many.add(), await many.add()
+        await started(a)
+        async with b.manager.subscribe("s") as behind:
+            await take(behind, 5)
+            await b.stop_hearing(many.subjects.live_prefix)
+            refused, leader, read = 0, asyncio.Event(), b.link.events.next
+
+            async def next_(*query: Any) -> Any:
+                nonlocal refused
+                if leader.is_set():
+                    return await read(*query)
+                refused += 1
+                raise UnavailableError("no leader")
+
+            b.link.events.next = next_
+            await a.store.append_chunk("s", 5)
+            async with a.manager.subscribe("s") as ahead:
+                cursor = (await take(ahead, 6))[-1].cursor
+
+            async def resume() -> Any:
+                async with b.manager.subscribe("s", after=cursor) as events:
+                    return await soon(anext(events))
+
+            resuming = asyncio.ensure_future(resume())
+            began = time.monotonic()
+            await eventually(lambda: resuming.done() or (refused > 5 and time.monotonic() - began > 2))
+            leader.set()
+            await a.store.append_chunk("s", 6)
+            assert (await resuming).data == 6
 
 
 async def test_b11_a_log_whose_beginning_expired_is_not_read_with_a_hole(backend: NatsBackend) -> None:

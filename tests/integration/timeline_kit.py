@@ -191,6 +191,8 @@ class DeafProxy(Proxy):
     """A wire whose way back can be blocked: what is sent arrives, and its answers are lost."""
 
     deaf = False
+    swallowed = 0
+    """Bytes of answers that were lost."""
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         to_server = target.get_extra_info("peername")[1] == self._to
@@ -199,6 +201,8 @@ class DeafProxy(Proxy):
                 if to_server or not self.deaf:
                     target.write(data)
                     await target.drain()
+                else:
+                    self.swallowed += len(data)
         target.close()
 
 
