@@ -31,6 +31,7 @@ from natsjobs.errors import (
     JobNotFoundError,
     JobRunningError,
     NatsJobsError,
+    PermissionDeniedError,
     StreamFullError,
     UnavailableError,
 )
@@ -219,7 +220,7 @@ def _in_shell_words(error: BaseException) -> str:
 
 def status_of(error: BaseException) -> int:
     """The exit status that an error means."""
-    if isinstance(error, UnavailableError) and not isinstance(error, StreamFullError):
+    if isinstance(error, UnavailableError) and not isinstance(error, StreamFullError | PermissionDeniedError):
         return UNREACHABLE
     if isinstance(error, ConfigError | InvalidArgumentError | InvalidCursorError):
         return USAGE

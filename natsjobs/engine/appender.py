@@ -27,7 +27,7 @@ from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
 from natsjobs.engine.ports import Link
 from natsjobs.engine.subjects import Subjects
 from natsjobs.engine.terminals import Position
-from natsjobs.errors import JobClosedError, StreamFullError, UnavailableError
+from natsjobs.errors import JobClosedError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.models import EndReason
 from natsjobs.tasks import Tasks
 
@@ -77,7 +77,7 @@ class Appender:
         self._flushers: list[tuple[int, asyncio.Future[int]]] = []
         self._drains: list[asyncio.Future[None]] = []
         self._error: Exception | None = None
-        self._refused: StreamFullError | None = None
+        self._refused: StreamFullError | PermissionDeniedError | None = None
         self._pending: tuple[bytes, int] | None = None  # undecided group: body, events
         self._sealed = False
         self._alone = asyncio.Lock()  # two ends at once would move each other's numbers, and both be stored
@@ -326,8 +326,9 @@ class Appender:
                 await future
             except JobClosedError:
                 return
-            except StreamFullError as error:
-                # The end must fit all the same (B8); it says that the events which were refused are missing.
+            except (StreamFullError, PermissionDeniedError) as error:
+                # The end must fit all the same (B8), and is a permission of its own (B10); it says that the events
+                # which were refused are missing.
                 self._refused = error
                 self._queue.clear()
                 self._queued_bytes = 0

@@ -17,7 +17,7 @@ from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
-from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.errors import PermissionDeniedError, StreamFullError, UnavailableError
 
 OVERHEAD = 2048  # headers and the JSON around the events
 _FENCE_TIME = 1.0  # against a writer at full speed no back-off for this long, or a terminal record never fits (C2)
@@ -58,7 +58,7 @@ class Chain:
         Raises:
             FencedError: Nothing will ever be stored here any more.
             UnavailableError: NATS was away for ``timing.give_up``; if ``outcome_unknown``, try the same bytes again.
-            StreamFullError: The stream is full.
+            StreamFullError, PermissionDeniedError: At once; nothing was stored.
         """
         # Once it has given up, the next call tries once: nobody waits `give_up` twice for the same outage.
         spent = 0.0 if self._away_since is None else time.monotonic() - self._away_since
@@ -74,7 +74,7 @@ class Chain:
                 refusal, self._away_since = error, None
             except StreamMissingError:
                 raise FencedError(None) from None
-            except StreamFullError:
+            except (StreamFullError, PermissionDeniedError):
                 raise
             except UnavailableError as error:
                 self._away_since = self._away_since or time.monotonic()

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from natsjobs.engine.ports import StreamMissingError
-from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.errors import PermissionDeniedError, StreamFullError, UnavailableError
 
 T = TypeVar("T")
 
@@ -47,13 +47,13 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, limit: float) -> T:
 
     Raises:
         UnavailableError: The last one, when the time is up.
-        StreamFullError, StreamMissingError: At once: waiting neither empties nor makes a stream.
+        StreamFullError, StreamMissingError, PermissionDeniedError: At once: waiting changes nothing about them.
     """
     backoff = Backoff(limit)
     while True:
         try:
             return await attempt()
-        except (StreamFullError, StreamMissingError):
+        except (StreamFullError, StreamMissingError, PermissionDeniedError):
             raise
         except UnavailableError:
             if backoff.expired:

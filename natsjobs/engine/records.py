@@ -22,7 +22,7 @@ import msgspec
 from natsjobs.engine import wire
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
-from natsjobs.errors import UnavailableError
+from natsjobs.errors import PermissionDeniedError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Records:
         Raises:
             ConflictError: The revision is not ``expect`` any more.
             UnavailableError: NATS was away for longer than ``give_up``.
+            PermissionDeniedError: At once.
         """
         return await self._store(key, wire.ascii_json(value), expect=expect, ttl=ttl, marker=False)
 
@@ -99,6 +100,8 @@ class Records:
                 unsure = True  # 10164: another append is in flight; nothing is decided yet
             except StreamMissingError as error:
                 raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
+            except PermissionDeniedError:
+                raise
             except UnavailableError as error:
                 unsure = unsure or error.outcome_unknown
                 if backoff.expired:

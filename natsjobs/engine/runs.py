@@ -26,7 +26,7 @@ from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
 from natsjobs.engine.terminals import Position, find_terminal, position_behind
-from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, UnavailableError
+from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, PermissionDeniedError, UnavailableError
 from natsjobs.models import EndReason, EventType, Job
 
 _log = logging.getLogger(__name__)
@@ -242,6 +242,8 @@ class Runs:
                 await self.end(stream_id, generation, end)
             except JobClosedError:
                 self.unstored.pop((stream_id, generation), None)
+            except PermissionDeniedError as error:  # of this one, perhaps for a while; the others need not wait for it
+                _log.warning("the end of %s is not stored: %s", stream_id, error)
             except UnavailableError:
                 return
             except NatsJobsError as error:

@@ -14,15 +14,23 @@ import asyncio
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
 
-from natsjobs.errors import EventTooLargeError, InvalidArgumentError, NatsJobsError, NotOpenError, UnavailableError
+from natsjobs.errors import (
+    EventTooLargeError,
+    InvalidArgumentError,
+    NatsJobsError,
+    NotOpenError,
+    PermissionDeniedError,
+    UnavailableError,
+)
 from natsjobs.jetstream.connecting import Dialer
 from natsjobs.jetstream.faults import RequestFailedError, translated
-from natsjobs.jetstream.inbox import Inbox, Take, WireInterest
+from natsjobs.jetstream.inbox import Inbox, Take, WireInterest, names
 from natsjobs.jetstream.tap import Handler, Tap, header_bytes, tap_of
 from natsjobs.tasks import Tasks
 
@@ -52,6 +60,7 @@ class Wire:
         self._failing: float | None = None
         self._moved = 0.0
         self._inbox = Inbox()
+        self._published: deque[str] = deque(maxlen=64)  # lately, without waiting for an answer
         self._interests: set[WireInterest] = set()
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._tasks = Tasks()
@@ -143,7 +152,8 @@ class Wire:
         """Wait until the server has processed a SUB that was made after ``started``.
 
         Raises:
-            UnavailableError: It did not, or refused it.
+            UnavailableError: It did not.
+            PermissionDeniedError: It refused it.
         """
         while True:
             tap, left = self._tap, deadline - time.monotonic()
@@ -152,10 +162,10 @@ class Wire:
             if tap.nc.is_connected and await tap.barrier(left):
                 break
             await asyncio.sleep(0.02)  # away: nats-py subscribes again by itself, the next barrier tells
-        if denied := self._inbox.denial(started, subject):
+        if self._inbox.denial(started, subject):
             ours = subject == self._inbox_subject
-            hint = "; connect with an inbox_prefix that this user may subscribe to" if ours else ""
-            raise UnavailableError(f"subscribing to {subject} was refused: {denied}{hint}")
+            doing = "connect with an inbox_prefix that this user may subscribe to" if ours else "listening"
+            raise PermissionDeniedError(doing, subject=subject, action="subscribe")
 
     # -- what the tap tells -------------------------------------------------------------------------------------------
 
@@ -184,10 +194,12 @@ class Wire:
         self.on_disconnected()
 
     def on_error(self, error: Exception) -> None:
-        """A denied permission comes only here; it is told to the request that it was for."""
+        """A denied permission comes only here; it is told to the request that it was for, else to the log."""
         text = str(error)
-        if "permissions violation" in text:
-            self._inbox.denied(text)
+        if "permissions violation" in text and not self._inbox.denied(text):
+            for subject in [subject for subject in self._published if names(text, subject)]:
+                self._published.remove(subject)
+                _log.warning("%s", PermissionDeniedError("a message was not sent", subject=subject))
 
     # -- coming back --------------------------------------------------------------------------------------------------
 
@@ -287,6 +299,7 @@ class Wire:
         """Send and forget; while the connection is away, only forget."""
         self.check(subject, body)
         if self.ready and self._tap is not None and not self._tap.crowded:
+            self._published.append(subject)
             with translated(f"publishing to {subject}"):
                 await self._tap.send(subject, body)
 
@@ -343,7 +356,8 @@ class Wire:
         """An interest that the server of this connection knows of when this returns.
 
         Raises:
-            UnavailableError: The connection is away for longer than ``limit`` seconds, or a permission is missing.
+            UnavailableError: The connection is away for longer than ``limit`` seconds.
+            PermissionDeniedError: The server refused it.
         """
         started = time.monotonic()
         deadline = started + limit

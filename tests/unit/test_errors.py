@@ -22,6 +22,7 @@ from natsjobs.errors import (
     JobRunningError,
     NatsJobsError,
     NotOpenError,
+    PermissionDeniedError,
     ResumeError,
     SpendError,
     StreamFullError,
@@ -52,6 +53,7 @@ EXAMPLES = [
     UnsupportedServerError("2.10 is too old"),
     UnavailableError("no answer", outcome_unknown=True),
     StreamFullError("full"),
+    PermissionDeniedError("appending", subject="natsjobs.events.s.g.log"),
 ]
 
 
