@@ -269,6 +269,8 @@ class NatsBackend(Backend):
         super().__init__(namespace or f"t{uuid.uuid4().hex[:12]}")
         self.name = name
         self.url = url
+        self.errors: list[str] = []
+        """What the server complained about to its clients, in nats-py's words."""
         self._admin: Client | None = None
 
     def login(self, role: str = "worker") -> dict[str, Any]:
@@ -282,8 +284,12 @@ class NatsBackend(Backend):
     async def connection(self, role: str = "worker") -> Client:
         """A connection as an application would open it, quick to come back."""
         return await nats.connect(
-            self.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore, **self.login(role)
+            self.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=self._complained, **self.login(role)
         )
+
+    async def _complained(self, error: Exception) -> None:
+        """Errors of a connection are what these tests provoke; the library reports those that matter."""
+        self.errors.append(str(error))
 
     async def admin(self) -> Client:
         """A connection for looking at the server past the library."""
@@ -375,10 +381,6 @@ class GuardedBackend(NatsBackend):
 
     async def stranger(self, **changes: Any) -> Replica:
         return await self.replica(self.config(**changes, namespace=guarded.OTHER), role="other_worker")
-
-
-async def _ignore(error: Exception) -> None:
-    """Errors of a connection are what these tests provoke; the library reports those that matter."""
 
 
 @contextlib.contextmanager

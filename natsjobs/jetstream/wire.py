@@ -148,6 +148,10 @@ class Wire:
     def _inbox_subject(self) -> str:
         return f"{self._inbox.prefix}*"
 
+    def is_inbox(self, subject: str) -> bool:
+        """Whether an answer may go there: inboxes begin with ``_`` or as our own, and no stream or API does."""
+        return subject.startswith(("_", f"{self._inbox.prefix.rsplit('.', 2)[0]}."))
+
     async def _sure(self, subject: str, started: float, deadline: float) -> None:
         """Wait until the server has processed a SUB that was made after ``started``.
 
