@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.reader import LogReader
-from natsjobs.errors import NotOpenError, ResumeError, UnavailableError
+from natsjobs.errors import NotOpenError, PermissionDeniedError, ResumeError, UnavailableError
 from natsjobs.interfaces import Handler
 from natsjobs.models import EventType, StreamEvent
 from natsjobs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
+
+_DENIED_PAUSE = 5.0
 
 
 class Handlers:
@@ -73,6 +75,9 @@ class HandlerSubscription:
             except ResumeError as error:
                 _log.warning("a subscription missed events that are no longer in the log, and goes on live: %s", error)
                 await self._restart(reader)
+            except PermissionDeniedError as error:
+                _log.warning("a subscription stands still: %s", error)
+                await asyncio.sleep(_DENIED_PAUSE)
             except UnavailableError as error:
                 _log.info("a subscription waits for NATS: %s", error)
                 await asyncio.sleep(0.2)

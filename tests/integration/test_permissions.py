@@ -536,7 +536,7 @@ async def test_setup_makes_streams_and_can_do_nothing_with_them(backend: Guarded
         assert not await raw.may_subscribe(subject), subject
 
 
-# -- a permission that goes ---------------------------------------------------------------------------------------
+# -- a permission that is missing -----------------------------------------------------------------------------------
 
 
 async def test_a_permission_taken_away_fails_the_run_which_still_ends() -> None:
@@ -580,3 +580,32 @@ async def test_a_permission_taken_away_fails_the_run_which_still_ends() -> None:
             async with jobs.start("s", user_id="u") as run:
                 await run.emit("again")
             check_whole(await read_all(viewers.subscribe, "s"), ["again"])
+
+
+async def test_a_reader_that_may_not_read_pages_any_more_is_told_so() -> None:
+    """Waiting, as in an outage, would be for ever: what is missing is raised in mid-iteration, and it can resume."""
+    with guarded_server() as server:
+        async with natsjobs.connect(server.url, **guarded.login("admin")) as jobs:
+            await jobs.store.create_job("s", "u")
+            sent = list(range(300))
+            for number in sent:
+                await jobs.store.append_chunk("s", number)
+            gateway = natsjobs.connect(server.url, **guarded.login("gateway"))
+            async with gateway as viewers, viewers.subscribe("s") as events:
+                got = await take(events, 1)
+                server.accounts(guarded.without("gateway", "publish", f"$JS.API.DIRECT.GET.{EVENTS}"))
+                server.reload()
+                while (what := await _next_or_denied(events)) != EVENTS:
+                    got.append(what)
+                server.accounts()
+                server.reload()
+                got += await take(events, len(sent) - len(got))
+            assert values(got) == sent
+
+
+async def _next_or_denied(events: Any) -> Any:
+    """The next event, or the stream whose pages may not be read."""
+    try:
+        return (await take(events, 1, within=10))[0]
+    except PermissionDeniedError as error:
+        return error.subject.removeprefix("$JS.API.DIRECT.GET.")
