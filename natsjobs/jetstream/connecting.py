@@ -77,11 +77,11 @@ class Dialer:
         check_options(options)
         urls = servers.split(",") if isinstance(servers, str) else servers
         given = [url.strip() for url in urls if url.strip()]
-        self.servers, self._options = split_urls(given, {**_DEFAULTS, **options})
+        self._servers, self._options = split_urls(given, {**_DEFAULTS, **options})
         self._secrets = secrets_of(given, self._options)
-        if not self.servers:
+        if not self._servers:
             raise ConfigError("servers", "name at least one server, like nats://localhost:4222")
-        for url in self.servers:
+        for url in self._servers:
             check_url(without_user(url))
         self.tried_at = time.monotonic()
         self._avoid: str | None = None
@@ -115,7 +115,7 @@ class Dialer:
             with translated(f"connecting to {self._named()}"):
                 async with asyncio.timeout(limit):
                     await nc.connect(
-                        servers=self.servers,
+                        servers=self._servers,
                         error_cb=note,
                         max_reconnect_attempts=-1,
                         reconnect_time_wait=_FIRST_WAIT,  # type: ignore[arg-type]  # seconds, floats work
@@ -160,7 +160,7 @@ class Dialer:
 
     def _named(self) -> str:
         """The servers without the passwords that their URLs may hold."""
-        return ", ".join(map(without_user, self.servers))
+        return ", ".join(map(without_user, self._servers))
 
     def _clean(self, text: str) -> str:
         """A text of nats-py's or below without what is secret."""

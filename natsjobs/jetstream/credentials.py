@@ -29,10 +29,15 @@ _SHORTEST = 3
 
 
 def split_urls(urls: Sequence[str], options: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The servers without their user part, and the options with it; as they were, when they do not all agree."""
+    """The servers without their user part, and the options with it; as they were, when the servers do not all agree.
+
+    An option stands above what the URLs say, as in nats-py.
+    """
     parts = [_split(url) for url in urls]
+    if any(options.get(name) is not None for name in ("user", "password", "token")):
+        return [url for _, url in parts], dict(options)
     found = {user for user, _ in parts if user}
-    if len(found) != 1 or any(options.get(name) is not None for name in ("user", "password", "token")):
+    if len(found) != 1:
         return list(urls), dict(options)
     user, has_password, password = found.pop().partition(":")
     who = {"user": unquote(user), "password": unquote(password)} if has_password else {"token": unquote(user)}

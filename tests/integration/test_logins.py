@@ -129,7 +129,7 @@ async def test_a_url_may_hold_user_or_token_for_every_server_that_is_learned_lat
                 await _works(jobs)
                 assert not jobs.store.replica.context.link.nc.connected_url.username  # type: ignore[attr-defined]
     dialer = Dialer("nats://a:x1@n1,nats://b:x2@n2", {})
-    assert dialer.servers == ["nats://a:x1@n1", "nats://b:x2@n2"]  # two users: each keeps its own
+    assert dialer._servers == ["nats://a:x1@n1", "nats://b:x2@n2"]  # two users: each keeps its own
 
 
 async def test_an_option_stands_above_the_url(tmp_path: Path) -> None:
