@@ -20,7 +20,8 @@ The tree::
     ├── UnsupportedServerError
     └── UnavailableError
         ├── StreamFullError
-        └── ConnectionLostError
+        ├── ConnectionLostError
+        └── PermissionDeniedError
 
 Messages say what happened and what to do next; ids and positions are attributes, so nobody parses text.
 """
@@ -243,3 +244,20 @@ class ConnectionLostError(UnavailableError):
             "one and make the store, the transport or the manager anew, or give natsjobs.connect() the address, so "
             "that it replaces its connection itself"
         )
+
+
+class PermissionDeniedError(UnavailableError):
+    """The NATS user of this connection lacks a permission, and waiting does not bring it. Nothing was stored.
+
+    Attributes:
+        subject: The NATS subject that was refused.
+        action: ``"publish"`` (also for every request) or ``"subscribe"``.
+    """
+
+    def __init__(self, doing: str, *, subject: str, action: str = "publish") -> None:
+        super().__init__(
+            f"{doing}: permission denied: this NATS user may not {action} to {subject}; allow it in the user's "
+            f"permissions ({action}), or connect as a user that may (deploy/nats/accounts.conf: what each role needs)"
+        )
+        self.subject = subject
+        self.action = action

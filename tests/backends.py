@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import guarded
 import nats
 from nats.aio.client import Client
 
@@ -21,6 +22,7 @@ import natsjobs
 from natsjobs import Config
 from natsjobs.config import Limits, Retention, Timing
 from natsjobs.engine.subjects import Subjects
+from natsjobs.jetstream import NatsLink
 from natsjobs.memory import MemoryLink, MemorySystem
 
 FAST: dict[str, float] = {
@@ -104,9 +106,12 @@ class Backend:
             limits=Limits(**(limits or {})),
         )
 
-    async def replica(self, config: Config | None = None, *, opened: bool = True) -> Replica:
-        """A new replica; with ``opened=False`` nothing is initialized yet."""
-        replica = await self._new(config or self.config())
+    async def replica(self, config: Config | None = None, *, opened: bool = True, role: str = "worker") -> Replica:
+        """A new replica; with ``opened=False`` nothing is initialized yet.
+
+        ``role``: what it may do, on a backend with permissions: ``"gateway"`` shows and stops the jobs of others.
+        """
+        replica = await self._new(config or self.config(), role)
         self.replicas.append(replica)
         if opened:
             await replica.open()
@@ -116,7 +121,7 @@ class Backend:
         """An open replica in another namespace of the same server; ``changes`` as in ``config``."""
         raise NotImplementedError
 
-    async def _new(self, config: Config) -> Replica:
+    async def _new(self, config: Config, role: str) -> Replica:
         raise NotImplementedError
 
     async def records(self, kind: str) -> list[tuple[str, ...]]:
@@ -191,7 +196,8 @@ class MemoryBackend(Backend):
         super().__init__("natsjobs")
         self.system = MemorySystem()
 
-    async def _new(self, config: Config) -> Replica:
+    async def _new(self, config: Config, role: str) -> Replica:
+        del role
         return self._on(self.system, config)
 
     def _on(self, system: MemorySystem, config: Config) -> Replica:
@@ -282,22 +288,36 @@ class NatsReplica(Replica):
 class NatsBackend(Backend):
     """All replicas stand on one real server, each with a connection of its own."""
 
-    def __init__(self, name: str, url: str) -> None:
-        super().__init__(f"t{uuid.uuid4().hex[:12]}")
+    def __init__(self, name: str, url: str, namespace: str | None = None) -> None:
+        super().__init__(namespace or f"t{uuid.uuid4().hex[:12]}")
         self.name = name
         self.url = url
+        self.errors: list[str] = []
+        """What the server complained about to its clients, in nats-py's words."""
         self._admin: Client | None = None
 
-    async def connection(self, **options: Any) -> Client:
+    def login(self, role: str = "worker") -> dict[str, Any]:
+        """Options that connect as a role; none where everybody may do everything."""
+        del role
+        return {}
+
+    async def prepare(self, config: Config | None = None) -> None:
+        """Whatever must be there before the first replica."""
+
+    async def connection(self, role: str = "worker") -> Client:
         """A connection as an application would open it, quick to come back."""
         return await nats.connect(
-            self.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore, **options
+            self.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=self._complained, **self.login(role)
         )
+
+    async def _complained(self, error: Exception) -> None:
+        """Errors of a connection are what these tests provoke; the library reports those that matter."""
+        self.errors.append(str(error))
 
     async def admin(self) -> Client:
         """A connection for looking at the server past the library."""
         if self._admin is None:
-            self._admin = await self.connection()
+            self._admin = await self.connection("admin")
         return self._admin
 
     async def api(self, subject: str, body: object = None) -> dict[str, Any]:
@@ -307,8 +327,9 @@ class NatsBackend(Backend):
         decoded: dict[str, Any] = json.loads(answer.data)
         return decoded
 
-    async def _new(self, config: Config) -> Replica:
-        nc = await self.connection()
+    async def _new(self, config: Config, role: str) -> Replica:
+        await self.prepare(config)
+        nc = await self.connection(role)
         replica = NatsReplica(self, config, natsjobs.NatsJobStore(nc, config), natsjobs.NatsEventTransport(nc, config))
         replica.nc = nc
         return replica
@@ -372,8 +393,31 @@ class NatsBackend(Backend):
         await no_tasks_left()
 
 
-async def _ignore(error: Exception) -> None:
-    """Errors of a connection are what these tests provoke; the library reports those that matter."""
+class GuardedBackend(NatsBackend):
+    """A server with the permissions of ``deploy/nats``: stream and bucket are made by *setup*, replicas bind to them.
+
+    The namespace is the shipped one, so tests follow each other on a server and each begins with none of it.
+    """
+
+    def __init__(self, name: str, url: str) -> None:
+        super().__init__(name, url, guarded.NAMESPACE)
+        self._prepared: set[str] = set()
+
+    def login(self, role: str = "worker") -> dict[str, Any]:
+        return dict(guarded.login(role))
+
+    async def prepare(self, config: Config | None = None) -> None:
+        settings = config or self.config()
+        if settings.namespace in self._prepared:
+            return
+        self._prepared.add(settings.namespace)
+        user = "setup" if settings.namespace == self.namespace else "other_setup"
+        link = NatsLink.dial(self.url, settings, **self.login(user))
+        await link.open()
+        await link.close()
+
+    async def stranger(self, **changes: Any) -> Replica:
+        return await self.replica(self.config(**changes, namespace=guarded.OTHER), role="other_worker")
 
 
 @contextlib.contextmanager

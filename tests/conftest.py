@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from backends import environment
+from guarded import guarded_server
 
 pytest_plugins = ["fault_table"]
 
@@ -24,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "scenario(*numbers): the scenarios of the behaviour to match that this test covers"
     )
+    config.addinivalue_line("markers", "b_writes: replica B runs jobs as well, so it is no gateway but a worker")
 
 
 def _binary(version: str) -> Path:
@@ -53,6 +55,13 @@ def oldest_server() -> Iterator[str]:
     """The URL of the oldest supported server."""
     with _running(OLDEST) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def permissions_server() -> Iterator[str]:
+    """The URL of the newest server, under the permissions that are shipped in ``deploy/nats``."""
+    with guarded_server() as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

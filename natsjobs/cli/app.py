@@ -9,6 +9,7 @@ import typer
 from natsjobs import __version__
 from natsjobs.cli import jobs, namespace, pipe, serve
 from natsjobs.cli.demo import command
+from natsjobs.cli.login import InboxPrefix, Login, Nkey, Password, TlsCa, TlsCert, TlsKey, Token, User
 from natsjobs.cli.options import Creds, Embedded, Namespace, Options, Server, set_up_logging
 
 # Plain texts instead of boxes: errors stay one line in logs, and help reads the same on a pipe.
@@ -28,6 +29,14 @@ def natsjobs(
     namespace_: Namespace = None,
     creds: Creds = None,
     embedded: Embedded = False,
+    user: User = None,
+    password: Password = None,
+    token: Token = None,
+    nkey: Nkey = None,
+    tlscert: TlsCert = None,
+    tlskey: TlsKey = None,
+    tlsca: TlsCa = None,
+    inbox_prefix: InboxPrefix = None,
     debug: Annotated[bool, typer.Option("--debug", help="Log everything, with tracebacks, on stderr.")] = False,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
@@ -37,7 +46,8 @@ def natsjobs(
     Every other setting is an environment variable, NATSJOBS_TIMING_LEASE for one.
     """
     set_up_logging(debug=debug)
-    ctx.obj = Options(server, namespace_, creds, embedded)
+    login = Login(user, password, token, nkey, tlscert, tlskey, tlsca, inbox_prefix)
+    ctx.obj = Options(server, namespace_, creds, embedded, login)
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
         raise typer.Exit(2)

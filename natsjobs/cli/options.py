@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeAlias
 
@@ -22,6 +22,7 @@ import typer
 
 import natsjobs
 from natsjobs import JobManager
+from natsjobs.cli.login import Login
 from natsjobs.cli.output import complain
 from natsjobs.config import Config
 from natsjobs.errors import (
@@ -31,6 +32,7 @@ from natsjobs.errors import (
     JobNotFoundError,
     JobRunningError,
     NatsJobsError,
+    PermissionDeniedError,
     StreamFullError,
     UnavailableError,
 )
@@ -54,7 +56,14 @@ Namespace: TypeAlias = Annotated[
 ]
 Creds: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--creds", metavar="FILE", exists=True, dir_okay=False, readable=True, help="NATS credentials file."),
+    typer.Option(
+        "--creds",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="NATS credentials file. [env: NATS_CREDS]",
+    ),
 ]
 Embedded: TypeAlias = Annotated[
     bool, typer.Option("--embedded", help="Start a NATS server for this command and stop it afterwards.")
@@ -75,10 +84,11 @@ class Running(Protocol):
 class Options:
     """The global options, from before and after the command's name; the later one wins."""
 
-    server: str | None = None
+    server: str | None = field(default=None, repr=False)  # its URL may hold a password
     namespace: str | None = None
     creds: Path | None = None
     embedded: bool = False
+    login: Login = field(default_factory=Login)
 
     @staticmethod
     def of(
@@ -91,6 +101,7 @@ class Options:
             namespace=namespace or first.namespace,
             creds=creds or first.creds,
             embedded=embedded or first.embedded,
+            login=first.login,
         )
         if merged.embedded and merged.server:
             raise typer.BadParameter("--embedded starts a server of its own; leave out --server")
@@ -111,8 +122,12 @@ class Options:
         return [url.strip() for url in text.split(",") if url.strip()]
 
     def connect_options(self) -> dict[str, Any]:
-        """What goes on to the connection besides the servers."""
-        return {} if self.creds is None else {"user_credentials": str(self.creds)}
+        """What goes on to the connection besides the servers; an embedded one asks nobody who they are.
+
+        Raises:
+            ConfigError: The credentials cannot be used.
+        """
+        return {} if self.embedded else self.login.options(self.creds)
 
 
 def run(options: Options, work: Callable[[JobManager], Awaitable[int | None]]) -> None:
@@ -219,7 +234,7 @@ def _in_shell_words(error: BaseException) -> str:
 
 def status_of(error: BaseException) -> int:
     """The exit status that an error means."""
-    if isinstance(error, UnavailableError) and not isinstance(error, StreamFullError):
+    if isinstance(error, UnavailableError) and not isinstance(error, StreamFullError | PermissionDeniedError):
         return UNREACHABLE
     if isinstance(error, ConfigError | InvalidArgumentError | InvalidCursorError):
         return USAGE
@@ -238,6 +253,8 @@ def set_up_logging(*, debug: bool) -> None:
     """Warnings of the library as one line each, without tracebacks; everything, with them, when debugging."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s") if debug else _OneLine())
+    if not debug:  # it warns about every TLS connection that ends, and nobody can do anything about it
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
 
 

@@ -24,7 +24,7 @@ from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
 from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
 from natsjobs.engine.terminals import End, Position
-from natsjobs.errors import EventTooLargeError, JobClosedError, StreamFullError, UnavailableError
+from natsjobs.errors import EventTooLargeError, JobClosedError, PermissionDeniedError, StreamFullError, UnavailableError
 
 GROUP_BYTES = 262_144
 """Largest group, so that a page of replay stays small and an owner's memory too."""
@@ -50,7 +50,7 @@ class Appender:
         self.terminal: wire.Terminal | None = None
         self.closed: JobClosedError | None = None
         self.last_stored = time.monotonic()
-        self.refused: StreamFullError | None = None
+        self.refused: StreamFullError | PermissionDeniedError | None = None
         """Why the last events of this generation are missing, if they are."""
         self._link, self._config, self._tasks, self._on_closed = context.link, context.config, context.tasks, on_closed
         self._headroom = context.headroom
@@ -323,8 +323,9 @@ class Appender:
                 await future
             except JobClosedError:
                 return
-            except StreamFullError as error:
-                # The end must fit all the same (B8); it says that the events which were refused are missing.
+            except (StreamFullError, PermissionDeniedError) as error:
+                # The end must fit all the same (B8), and is a permission of its own (B10); it says that the events
+                # which were refused are missing.
                 self.refused = error
                 self._queue.clear()
                 self._queued_bytes = 0

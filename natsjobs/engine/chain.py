@@ -17,7 +17,13 @@ from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
-from natsjobs.errors import ConnectionLostError, EventTooLargeError, StreamFullError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    EventTooLargeError,
+    PermissionDeniedError,
+    StreamFullError,
+    UnavailableError,
+)
 
 OVERHEAD = 2048  # headers and the JSON around the events
 _FENCE_TIME = 1.0  # against a writer at full speed no back-off for this long, or a terminal record never fits (C2)
@@ -58,7 +64,7 @@ class Chain:
         Raises:
             FencedError: Nothing will ever be stored here any more.
             UnavailableError: NATS was away for ``timing.give_up``; if ``outcome_unknown``, try the same bytes again.
-            StreamFullError: The stream is full.
+            StreamFullError, PermissionDeniedError: At once; nothing was stored.
             EventTooLargeError: The server takes less than it did; nothing is there. Make it smaller.
             ConnectionLostError: The connection was given, and is closed.
         """
@@ -79,7 +85,7 @@ class Chain:
             except ConnectionLostError as error:
                 error.outcome_unknown = unsure
                 raise
-            except StreamFullError:
+            except (StreamFullError, PermissionDeniedError):
                 raise
             except EventTooLargeError:  # the server's limit was lowered; an earlier try may have landed before that
                 if unsure and (stored := await self._decide(body, after, None)) is not None:

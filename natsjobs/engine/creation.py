@@ -40,6 +40,7 @@ from natsjobs.errors import (
     JobClosedError,
     JobRunningError,
     NatsJobsError,
+    PermissionDeniedError,
     StreamFullError,
     UnavailableError,
 )
@@ -147,7 +148,7 @@ class Creation:
                 if backoff.expired:
                     raise UnavailableError(f"the events stream does not exist: {error}") from None
             except UnavailableError as error:
-                if backoff.expired or isinstance(error, StreamFullError | ConnectionLostError):
+                if backoff.expired or isinstance(error, StreamFullError | ConnectionLostError | PermissionDeniedError):
                     raise
             await backoff.pause()
 
@@ -204,8 +205,11 @@ class Creation:
             break
         self._content.forget(stream_id)
         self._ledger.forget(stream_id)
-        await self._content.drop_steps(stream_id, generation)
-        await remove_log(context, stream_id, generation, keep_end=True)
+        try:
+            await self._content.drop_steps(stream_id, generation)
+            await remove_log(context, stream_id, generation, keep_end=True)
+        except PermissionDeniedError as error:  # a gateway's: nothing refers to them, and a worker's sweep takes them
+            _log.info("what is left of the deleted job %s stays until the next sweep: %s", stream_id, error)
         return True
 
 

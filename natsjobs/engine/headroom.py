@@ -137,7 +137,7 @@ class Headroom:
         self._warned = part >= WARN or (self._warned and part >= _REARM)
 
 
-def fitting(kind: str, data: bytes, why: StreamFullError, *, most: int) -> tuple[str, bytes]:
+def fitting(kind: str, data: bytes, why: UnavailableError, *, most: int) -> tuple[str, bytes]:
     """Kind and data of a terminal record of at most ``most`` bytes, for a generation whose events were refused.
 
     It is not done: events of it are missing. An error keeps its first words, an abort loses a large final event.

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from natsjobs.engine.ports import StreamMissingError
-from natsjobs.errors import ConnectionLostError, StreamFullError, UnavailableError
+from natsjobs.errors import ConnectionLostError, PermissionDeniedError, StreamFullError, UnavailableError
 
 T = TypeVar("T")
 
@@ -83,13 +83,13 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, limit: float) -> T:
 
     Raises:
         UnavailableError: The last one, when the time is up.
-        StreamFullError, StreamMissingError, ConnectionLostError: At once: waiting mends none of them.
+        StreamFullError, StreamMissingError, PermissionDeniedError, ConnectionLostError: At once: waiting mends none.
     """
     backoff = Backoff(limit)
     while True:
         try:
             return await attempt()
-        except (StreamFullError, StreamMissingError, ConnectionLostError):
+        except (StreamFullError, StreamMissingError, PermissionDeniedError, ConnectionLostError):
             raise
         except UnavailableError:
             if backoff.expired:

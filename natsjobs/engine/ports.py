@@ -125,7 +125,8 @@ class Stream(Protocol):
         Raises:
             WrongSequenceError: ``expect`` did not hold. Nothing was stored by this attempt.
             StreamFullError: The stream or account is full. Nothing was stored.
-            UnavailableError: No answer, no leader, or a permission is missing; see ``outcome_unknown``.
+            UnavailableError: No answer or no leader; see ``outcome_unknown``.
+            PermissionDeniedError: This user may not write to the subject. Nothing was stored.
             StreamMissingError: No such stream. Nothing was stored.
             EventTooLargeError: Body and headers exceed ``Link.max_payload``. Nothing was sent.
         """

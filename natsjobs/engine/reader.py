@@ -32,6 +32,7 @@ from natsjobs.errors import (
     HistoryLostError,
     JobNotFoundError,
     NotOpenError,
+    PermissionDeniedError,
     UnavailableError,
 )
 from natsjobs.models import EventType, Job, StreamEvent
@@ -195,8 +196,8 @@ class LogReader:
                     await self._next_turn()
                 elif (event := await self._step()) is not None:
                     return event
-            except ConnectionLostError:
-                raise
+            except (ConnectionLostError, PermissionDeniedError):
+                raise  # which no waiting mends
             except UnavailableError as error:
                 _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # an outage ends no reader
                 await asyncio.sleep(_OUTAGE_PAUSE)

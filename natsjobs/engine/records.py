@@ -22,7 +22,7 @@ import msgspec
 from natsjobs.engine import garbage, wire
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
-from natsjobs.errors import ConnectionLostError, StreamFullError, UnavailableError
+from natsjobs.errors import ConnectionLostError, PermissionDeniedError, StreamFullError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Records:
             ConflictError: The revision is not ``expect`` any more.
             StreamFullError: At once: waiting empties no bucket.
             UnavailableError: NATS was away for longer than ``give_up``.
+            PermissionDeniedError: At once.
         """
         return await self._store(key, wire.ascii_json(value), expect=expect, ttl=ttl, marker=False)
 
@@ -100,11 +101,8 @@ class Records:
                 unsure = True  # 10164: another append is in flight; nothing is decided yet
             except StreamMissingError as error:
                 raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
-            except StreamFullError as error:
-                raise StreamFullError(f"the bucket is full: {error}", size=error.size, limit=error.limit) from None
-            except ConnectionLostError as error:
-                error.outcome_unknown = unsure
-                raise
+            except (StreamFullError, PermissionDeniedError, ConnectionLostError) as error:
+                raise _final(error, unsure=unsure) from None
             except UnavailableError as error:
                 unsure = unsure or error.outcome_unknown
                 if backoff.expired:
@@ -152,3 +150,11 @@ def _slot(message: Message) -> Slot:
     if message.marker is not None:
         return Slot(message.subject, message.seq, None, record, message.time)
     return Slot(message.subject, message.seq, record, None, message.time)
+
+
+def _final(error: UnavailableError, *, unsure: bool) -> UnavailableError:
+    """What no waiting mends, as the writer of a key hears it."""
+    if isinstance(error, StreamFullError):
+        return StreamFullError(f"the bucket is full: {error}", size=error.size, limit=error.limit)
+    error.outcome_unknown = unsure
+    return error

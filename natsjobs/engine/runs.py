@@ -33,6 +33,7 @@ from natsjobs.errors import (
     JobClosedError,
     JobNotFoundError,
     NatsJobsError,
+    PermissionDeniedError,
     StreamFullError,
     UnavailableError,
 )
@@ -262,6 +263,8 @@ class Runs:
                 await self.end(stream_id, generation, end)
             except JobClosedError:
                 self.unstored.pop((stream_id, generation), None)
+            except PermissionDeniedError as error:  # of this one, perhaps for a while; the others need not wait for it
+                _log.warning("the end of %s is not stored: %s", stream_id, error)
             except UnavailableError:
                 return
             except NatsJobsError as error:

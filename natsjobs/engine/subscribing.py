@@ -9,12 +9,20 @@ from collections.abc import Awaitable, Callable, Collection
 from natsjobs.engine import garbage, wire
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.reader import LogReader
-from natsjobs.errors import ConnectionLostError, NotOpenError, ResumeError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    NotOpenError,
+    PermissionDeniedError,
+    ResumeError,
+    UnavailableError,
+)
 from natsjobs.interfaces import Handler
 from natsjobs.models import EventType, StreamEvent
 from natsjobs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
+
+_DENIED_PAUSE = 5.0
 
 
 class Handlers:
@@ -84,6 +92,9 @@ class HandlerSubscription:
             except ConnectionLostError as error:
                 _log.error("a subscription has ended, its handlers hear nothing more: %s", error)
                 return
+            except PermissionDeniedError as error:
+                _log.warning("a subscription stands still: %s", error)
+                await asyncio.sleep(_DENIED_PAUSE)
             except UnavailableError as error:
                 _log.info("a subscription waits for NATS: %s", error)
                 await asyncio.sleep(0.2)

@@ -25,7 +25,7 @@ from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Run, Runs, lost_end
 from natsjobs.engine.terminals import find_terminal
-from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
+from natsjobs.errors import JobClosedError, NatsJobsError, PermissionDeniedError, UnavailableError
 from natsjobs.models import EndReason
 
 _log = logging.getLogger(__name__)
@@ -267,6 +267,8 @@ class Upkeep:
                     await self._end_expired(stream_id, generation)  # who reads it gets an end; it is removed later
                 else:
                     await remove_log(self._context, stream_id, generation)
+            except PermissionDeniedError:
+                return  # this replica is a gateway: a worker removes them
             except (NatsJobsError, StreamMissingError) as error:
                 _log.info("an orphaned log of %s stays: %s", stream_id, error)
             await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)

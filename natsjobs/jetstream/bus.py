@@ -33,11 +33,15 @@ class NatsBus:
     async def subscribe(self, subject: str, handler: BusHandler) -> WireInterest:
         """Call ``handler`` for every message that is published after this has returned.
 
+        A reply subject that is no inbox is left out: whoever may ask a question must not choose what we publish to.
+
         Raises:
-            UnavailableError: The connection is away for longer than ``timing.request``, or a permission is missing.
+            UnavailableError: The connection is away for longer than ``timing.request``.
+            PermissionDeniedError: The server refused it.
         """
 
         def receive(subject: str, reply: str, body: bytes, headers: bytes) -> None:
+            reply = reply if self._wire.is_inbox(reply) else ""
             if not headers:
                 handler(Incoming(subject, body, reply, 0))
                 return

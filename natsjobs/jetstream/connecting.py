@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import random
+import ssl
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from nats.aio.client import Client, Server
 
 from natsjobs.config import RECONNECT_WAIT
 from natsjobs.errors import ConfigError, UnavailableError
+from natsjobs.jetstream.credentials import check_url, ready, secrets_of, split_urls, without_user
 from natsjobs.jetstream.faults import translated
 from natsjobs.jetstream.tap import drop_socket
 
@@ -42,6 +44,8 @@ OURS = frozenset(
 
 _DEFAULTS: dict[str, Any] = {"name": "natsjobs", "ping_interval": 10, "max_outstanding_pings": 2}
 _FIRST_WAIT = 0.05
+_DISCARD = 1.0
+_TLS = ("no ssl context", "ssl", "tls")
 _REFUSED = ("authorization", "authentication", "user jwt", "credentials")
 
 
@@ -72,11 +76,14 @@ class Dialer:
         """
         check_options(options)
         urls = servers.split(",") if isinstance(servers, str) else servers
-        self.servers = [url.strip() for url in urls if url.strip()]
-        if not self.servers:
+        given = [url.strip() for url in urls if url.strip()]
+        self._servers, self._options = split_urls(given, {**_DEFAULTS, **options})
+        self._secrets = secrets_of(given, self._options)
+        if not self._servers:
             raise ConfigError("servers", "name at least one server, like nats://localhost:4222")
+        for url in self._servers:
+            check_url(without_user(url))
         self.tried_at = time.monotonic()
-        self._options = {**_DEFAULTS, **options}
         self._avoid: str | None = None
 
     async def dial(self, limit: float) -> Client:
@@ -88,31 +95,36 @@ class Dialer:
         """
         nc = Client()
         trouble: list[str] = []
-        opening = True
+        opening, options = True, ready(self._options)
 
         async def note(error: Exception) -> None:
-            text = str(error) or type(error).__name__
+            text = self._clean(str(error) or type(error).__name__)
             if not opening:
                 _log.info("connection to NATS: %s", text)
                 return
             trouble.append(text)
             if any(word in text.lower() for word in _REFUSED):  # leaves `connect`, which would try for ever
                 raise UnavailableError(f"NATS refused the connection: {text}; check the credentials")
+            if isinstance(error, ssl.SSLError) or any(word in text.lower() for word in _TLS):
+                raise UnavailableError(
+                    f"no TLS connection: {text}; check the address, the authority that is trusted (CA), "
+                    "and whether the server wants a certificate of the client"
+                )
 
         try:
             with translated(f"connecting to {self._named()}"):
                 async with asyncio.timeout(limit):
                     await nc.connect(
-                        servers=self.servers,
+                        servers=self._servers,
                         error_cb=note,
                         max_reconnect_attempts=-1,
                         reconnect_time_wait=_FIRST_WAIT,  # type: ignore[arg-type]  # seconds, floats work
                         reconnect_to_server_handler=functools.partial(self._next, nc),
-                        **self._options,
+                        **options,
                     )
         except BaseException as error:
             opening = False
-            await nc.close()
+            await _discard(nc)
             # nats-py does not read why a server drops a connection before it has said who it is.
             heard = ", ".join(list(dict.fromkeys(trouble))[-3:])
             if isinstance(error, UnavailableError) and isinstance(error.__cause__, TimeoutError):
@@ -121,6 +133,10 @@ class Dialer:
                     f"{f' ({heard})' if heard else ''}; check the address and that it runs"
                     f"{', its TLS settings and its max_connections' if heard else ''}"
                 ) from None
+            if isinstance(error, ConfigError):
+                raise ConfigError(error.field, self._clean(str(error).removeprefix(f"{error.field}: "))) from None
+            if isinstance(error, UnavailableError):
+                raise UnavailableError(self._clean(str(error))) from None
             raise
         opening = False
         return nc
@@ -147,4 +163,19 @@ class Dialer:
 
     def _named(self) -> str:
         """The servers without the passwords that their URLs may hold."""
-        return ", ".join(url.rsplit("@", 1)[-1] for url in self.servers)
+        return ", ".join(map(without_user, self._servers))
+
+    def _clean(self, text: str) -> str:
+        """A text of nats-py's or below without what is secret."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+async def _discard(nc: Client) -> None:
+    """Close a client that never got connected: nats-py asserts that it was, and waits for a peer that is gone."""
+    try:
+        async with asyncio.timeout(_DISCARD):
+            await nc.close()
+    except (AssertionError, TimeoutError):
+        drop_socket(nc)

@@ -92,17 +92,18 @@ class Inbox:
         for waiting in list(self._waiting.values()):
             waiting.fail(RequestFailedError(why, sent=True))
 
-    def denied(self, violation: str) -> None:
-        """The server refused something that this connection sent."""
+    def denied(self, violation: str) -> bool:
+        """The server refused something that this connection sent; whether somebody waits for an answer to it."""
         self._denials.append((time.monotonic(), violation))
-        for waiting in list(self._waiting.values()):
-            if _names(violation, waiting.subject):
-                waiting.fail(RequestFailedError(violation, sent=False, denied=True))
+        concerned = [waiting for waiting in self._waiting.values() if names(violation, waiting.subject)]
+        for waiting in concerned:
+            waiting.fail(RequestFailedError(violation, sent=False, denied=True))
+        return bool(concerned)
 
     def denial(self, started: float, subject: str | None = None) -> str | None:
         """The last violation since ``started``, of this subject or of any."""
         for at, violation in reversed(self._denials):
-            if at >= started and (subject is None or _names(violation, subject)):
+            if at >= started and (subject is None or names(violation, subject)):
                 return violation
         return None
 
@@ -150,5 +151,6 @@ class WireInterest:
             await on[0].unsubscribe(on[1])
 
 
-def _names(violation: str, subject: str) -> bool:
+def names(violation: str, subject: str) -> bool:
+    """Whether a violation, as nats-py tells it, is of this subject."""
     return f'"{subject.lower()}"' in violation

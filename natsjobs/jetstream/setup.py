@@ -18,7 +18,7 @@ import msgspec
 from natsjobs.config import Config
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.subjects import Subjects
-from natsjobs.errors import StreamFullError, UnavailableError, UnsupportedServerError
+from natsjobs.errors import PermissionDeniedError, StreamFullError, UnavailableError, UnsupportedServerError
 from natsjobs.jetstream.faults import NO_JETSTREAM, NO_STREAM, OTHER_CONFIG, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import status_of
 from natsjobs.jetstream.wire import AWAY_WAIT, Wire
@@ -216,9 +216,9 @@ class Setup:
             answer = await self._until(deadline, lambda: self._ask("CREATE", name, body))
         except StreamFullError as error:
             raise UnsupportedServerError(f"creating the stream {name}: {error}") from error
-        except PermissionError as error:
+        except PermissionDeniedError as error:
             raise UnsupportedServerError(
-                f"the stream {name} is missing and this user may not create it ({error}); "
+                f"the stream {name} is missing and this NATS user may not create it (publish to {error.subject}); "
                 "run `natsjobs setup` once as a user that may"
             ) from None
         if answer.error is None:  # else somebody has created it meanwhile, with other settings
@@ -238,10 +238,9 @@ class Setup:
             answer: _Answer
             answer, status = await self._wire.request(subject, body, take, limit=self._limit, wait=AWAY_WAIT)
         except RequestFailedError as error:
-            if error.denied and operation == "CREATE":
-                raise PermissionError(str(error)) from None
-            hint = f"; this user needs the permission to publish to {subject}" if error.denied else ""
-            raise UnavailableError(f"{doing}: {error}{hint}") from None
+            if error.denied:
+                raise PermissionDeniedError(doing, subject=subject) from None
+            raise UnavailableError(f"{doing}: {error}") from None
         if status:
             raise UnavailableError(
                 f"{doing}: JetStream does not answer; is it enabled on the server and for this account?"
@@ -259,10 +258,10 @@ class Setup:
         while True:
             try:
                 answer: _Answer = await ask()
-            except (StreamFullError, StreamMissingError):
+            except (StreamFullError, StreamMissingError, PermissionDeniedError):
                 raise
-            except UnavailableError as error:
-                if "permission" in str(error) or time.monotonic() + pause > deadline:
+            except UnavailableError:
+                if time.monotonic() + pause > deadline:
                     raise
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 1.0)

@@ -18,7 +18,7 @@ import msgspec
 
 from natsjobs.engine import garbage
 from natsjobs.engine.ports import Message, StreamMissingError, StreamState, WrongSequenceError
-from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
+from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, Wire
@@ -137,7 +137,7 @@ class NatsStream:
                 subject, body, self._take_ack, limit=self._request, headers=headers, wait=AWAY_WAIT
             )
         except RequestFailedError as error:
-            raise self._failed(error, doing, started, write=True) from None
+            raise self._failed(error, doing, started, subject, write=True) from None
         if not ack.stream and ack.error is None:
             await self._nobody(doing, started)
         if ack.error is not None:
@@ -177,7 +177,7 @@ class NatsStream:
         except RequestFailedError as error:
             if page:  # in order and without a hole, as far as it goes
                 return page
-            raise self._failed(error, doing, started) from None
+            raise self._failed(error, doing, started, self._direct) from None
         if status == _NOBODY:
             await self._nobody(doing, started)
         elif status >= 400 and status != 404:  # 404: nothing there; others: the request was refused
@@ -235,7 +235,7 @@ class NatsStream:
         try:
             taken = await self._repeat(subject, query, take, ask=ASK_AGAIN)
         except RequestFailedError as error:
-            raise self._failed(error, doing, started) from None
+            raise self._failed(error, doing, started, subject) from None
         if isinstance(taken, int):
             await self._nobody(doing, started)
         answer: T = taken[0]
@@ -291,12 +291,12 @@ class NatsStream:
     # -- when it fails ------------------------------------------------------------------------------------------------
 
     def _failed(
-        self, error: RequestFailedError, doing: str, started: float, *, write: bool = False
+        self, error: RequestFailedError, doing: str, started: float, subject: str, *, write: bool = False
     ) -> UnavailableError:
-        if not error.denied:
-            self._wire.went_wrong(started)
-        hint = "; give this user the permission" if error.denied else ""
-        return UnavailableError(f"{doing}: {error}{hint}", outcome_unknown=write and error.sent)
+        if error.denied:
+            return PermissionDeniedError(doing, subject=subject)
+        self._wire.went_wrong(started)
+        return UnavailableError(f"{doing}: {error}", outcome_unknown=write and error.sent)
 
     async def _refused(self, error: ServerError, doing: str, started: float) -> Exception:
         """What the server's refusal means; a stream that is gone is made anew first, where that is allowed."""

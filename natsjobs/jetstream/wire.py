@@ -15,6 +15,7 @@ import logging
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,11 +27,12 @@ from natsjobs.errors import (
     InvalidArgumentError,
     NatsJobsError,
     NotOpenError,
+    PermissionDeniedError,
     UnavailableError,
 )
 from natsjobs.jetstream.connecting import Dialer
 from natsjobs.jetstream.faults import RequestFailedError, translated
-from natsjobs.jetstream.inbox import Inbox, Take, WireInterest
+from natsjobs.jetstream.inbox import Inbox, Take, WireInterest, names
 from natsjobs.jetstream.tap import Handler, Tap, header_bytes, tap_of
 from natsjobs.tasks import Tasks
 
@@ -66,6 +68,7 @@ class Wire:
         self._moved = 0.0
         self._renewed = -math.inf
         self._inbox = Inbox()
+        self._published: deque[str] = deque(maxlen=64)  # lately, without waiting for an answer
         self._interests: set[WireInterest] = set()
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._tasks = Tasks()
@@ -153,6 +156,10 @@ class Wire:
     def _inbox_subject(self) -> str:
         return f"{self._inbox.prefix}*"
 
+    def is_inbox(self, subject: str) -> bool:
+        """Whether an answer may go there: inboxes begin with ``_`` or as our own, and no stream or API does."""
+        return subject.startswith(("_", f"{self._inbox.prefix.rsplit('.', 2)[0]}."))
+
     async def _sure(self, subject: str, started: float, deadline: float, *, new: bool = False) -> None:
         """Wait until the server has processed a SUB that was made after ``started``.
 
@@ -160,7 +167,8 @@ class Wire:
         nobody else will replace it.
 
         Raises:
-            UnavailableError: It did not, or refused it.
+            UnavailableError: It did not.
+            PermissionDeniedError: It refused it.
         """
         ours = subject == self._inbox_subject
         while True:
@@ -179,9 +187,9 @@ class Wire:
             if known:
                 break
             await asyncio.sleep(0.02)  # away: nats-py subscribes again by itself, the next barrier tells
-        if denied := self._inbox.denial(started, subject):
-            hint = "; connect with an inbox_prefix that this user may subscribe to" if ours else ""
-            raise UnavailableError(f"subscribing to {subject} was refused: {denied}{hint}")
+        if self._inbox.denial(started, subject):
+            doing = "connect with an inbox_prefix that this user may subscribe to" if ours else "listening"
+            raise PermissionDeniedError(doing, subject=subject, action="subscribe")
 
     async def _taken_up(self, tap: Tap, limit: float) -> bool:
         """As ``Tap.barrier``; nats-py tells nobody of a connection that is closed while it is being opened."""
@@ -226,10 +234,12 @@ class Wire:
             self._call_back()
 
     def on_error(self, error: Exception) -> None:
-        """A denied permission comes only here; it is told to the request that it was for."""
+        """A denied permission comes only here; it is told to the request that it was for, else to the log."""
         text = str(error)
-        if "permissions violation" in text:
-            self._inbox.denied(text)
+        if "permissions violation" in text and not self._inbox.denied(text):
+            for subject in [subject for subject in self._published if names(text, subject)]:
+                self._published.remove(subject)
+                _log.warning("%s", PermissionDeniedError("a message was not sent", subject=subject))
 
     # -- coming back --------------------------------------------------------------------------------------------------
 
@@ -331,6 +341,7 @@ class Wire:
         """Send and forget; while the connection is away, only forget."""
         self.check(subject, body)
         if self.ready and self._tap is not None and not self._tap.crowded:
+            self._published.append(subject)
             with translated(f"publishing to {subject}"):
                 await self._tap.send(subject, body)
 
@@ -394,7 +405,8 @@ class Wire:
         """An interest that the server of this connection knows of when this returns.
 
         Raises:
-            UnavailableError: The connection is away for longer than ``limit`` seconds, or a permission is missing.
+            UnavailableError: The connection is away for longer than ``limit`` seconds.
+            PermissionDeniedError: The server refused it.
         """
         started = time.monotonic()
         deadline = started + limit

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from backends import Backend, MemoryBackend, NatsBackend, Replica
+from backends import Backend, GuardedBackend, MemoryBackend, NatsBackend, Replica
 from gateways import OpenGateway, Served, gateways
 
-SERVERS = {"nats-2.15": "newest_server", "nats-2.11": "oldest_server"}
+SERVERS = {"nats-2.15": "permissions_server", "nats-2.11": "oldest_server"}
+"""The newest server runs with the permissions of ``deploy/nats``, the oldest with none: everybody may do everything."""
 
 
 @pytest.fixture(params=["memory", *SERVERS])
@@ -27,7 +28,12 @@ def server_url(request: pytest.FixtureRequest, backend_name: str) -> str | None:
 @pytest.fixture
 async def backend(backend_name: str, server_url: str | None) -> AsyncIterator[Backend]:
     """A namespace of its own; at the end nothing may be left of the test."""
-    backend = NatsBackend(backend_name, server_url) if server_url else MemoryBackend()
+    backend: Backend
+    if server_url is None:
+        backend = MemoryBackend()
+    else:
+        made = GuardedBackend if SERVERS[backend_name] == "permissions_server" else NatsBackend
+        backend = made(backend_name, server_url)
     try:
         yield backend
     finally:
@@ -41,9 +47,10 @@ async def replica(backend: Backend) -> Replica:
 
 
 @pytest.fixture
-async def replica_b(backend: Backend) -> Replica:
-    """Replica B: another process on the same server."""
-    return await backend.replica()
+async def replica_b(backend: Backend, request: pytest.FixtureRequest) -> Replica:
+    """Replica B: another process on the same server. A gateway, unless the test is marked ``b_writes``."""
+    writes = request.node.get_closest_marker("b_writes") is not None
+    return await backend.replica(role="worker" if writes else "gateway")
 
 
 @pytest.fixture

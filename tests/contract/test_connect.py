@@ -13,11 +13,12 @@ from natsjobs import ConfigError, EndReason, NotOpenError, UnavailableError
 
 
 @pytest.fixture
-def door(backend):
+async def door(backend):
     """Opens the backend as an application does."""
     if backend.name == "memory":
         return lambda: natsjobs.connect("memory://", config=backend.config())
-    return lambda: natsjobs.connect(backend.url, config=backend.config())
+    await backend.prepare()
+    return lambda: natsjobs.connect(backend.url, config=backend.config(), **backend.login())
 
 
 async def test_a_job_from_start_to_end(backend, door):
@@ -78,6 +79,7 @@ async def test_a_given_connection_stays_open(backend, server_url):
     """Leaving closes what was opened, not what was given."""
     if server_url is None:
         pytest.skip("memory has no connection to give")
+    await backend.prepare()
     nc = await backend.connection()
     async with natsjobs.connect(nc=nc, config=backend.config()) as jobs:
         await jobs.store.create_job("s1", "alice")
@@ -89,10 +91,12 @@ async def test_servers_may_be_several_or_come_from_the_environment(backend, serv
     """A list of addresses of which one answers; ``NATS_URL`` without any argument."""
     if server_url is None:
         pytest.skip("memory has no address")
-    async with natsjobs.connect(["nats://127.0.0.1:1", server_url], config=backend.config()) as jobs:
+    await backend.prepare()
+    config, login = backend.config(), backend.login()
+    async with natsjobs.connect(["nats://127.0.0.1:1", server_url], config=config, **login) as jobs:
         await jobs.store.create_job("s1", "alice")
     with environment("NATS_URL", server_url):
-        async with natsjobs.connect(config=backend.config()) as jobs:
+        async with natsjobs.connect(config=config, **login) as jobs:
             assert (await jobs.get("s1")).end_reason == EndReason.SHUTDOWN
 
 

@@ -242,6 +242,7 @@ async def test_live_objects_do_not_reach_the_next_generation(store):
 
 
 @pytest.mark.scenario(32)
+@pytest.mark.b_writes
 async def test_saved_run_steps_are_read_on_another_replica(store, store_b):
     """The whole list each time."""
     await store.create_job("s1", "alice")

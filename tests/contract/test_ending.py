@@ -134,6 +134,7 @@ async def test_after_the_end_nothing_can_be_appended(replica, replica_b, status)
 
 
 @pytest.mark.scenario(11)
+@pytest.mark.b_writes
 async def test_an_end_that_meets_a_new_generation_removes_nothing_of_it(store, store_b):
     """A completes the old generation while B creates the next, thirty times."""
     for _ in range(30):
@@ -219,6 +220,7 @@ async def _none(backend, kind):
     return await backend.records(kind) == []
 
 
+@pytest.mark.b_writes
 async def test_a_deleted_id_starts_afresh(store, store_b, jobs_b):
     """The next generation has indexes from 0 and none of the old events."""
     await store.create_job("s1", "alice", sender="old")

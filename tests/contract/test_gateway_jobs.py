@@ -98,7 +98,7 @@ async def test_probes_ask_nobody_and_say_whether_nats_is_there(open_gateway, job
     gate = await open_gateway(jobs, authorize=lambda *_: None)
     assert (await gate.client.get("/healthz")).json() == {"status": "ok"}
     assert (await gate.client.get("/readyz")).json() == {"status": "ready"}
-    lonely = await backend.replica()
+    lonely = await backend.replica(role="gateway")
     gate = await open_gateway(lonely.manager)
     await lonely.kill()
     away = await gate.client.get("/readyz")

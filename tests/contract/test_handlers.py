@@ -238,6 +238,7 @@ async def test_tracked_ids_are_those_with_something_local(replica):
 
 
 @pytest.mark.scenario(57)
+@pytest.mark.b_writes
 async def test_listeners_that_are_no_subscribers_are_not_counted(replica, replica_b, caplog):
     """on_abort and on_end: no subscriber, no warning while events flow; a later subscriber starts at the live edge."""
     transport = replica.transport

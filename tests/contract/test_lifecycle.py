@@ -90,6 +90,7 @@ async def test_after_destroy_every_call_says_that_it_is_closed(backend):
     await _all_closed(replica)
 
 
+@pytest.mark.b_writes
 async def test_destroy_ends_the_running_jobs_owned_here_and_only_those(backend, replica_b):
     """With SHUTDOWN, in record and log; data stays, other owners' jobs run on."""
     owner = await backend.replica()
@@ -150,6 +151,7 @@ async def test_a_job_lives_on_while_its_owner_is_alive(backend, replica_b):
     assert await owner.store.append_chunk("s1", "alive") == 0
 
 
+@pytest.mark.b_writes
 async def test_a_dead_owners_jobs_end_for_their_readers(backend, replica_b):
     """The terminal error OWNER_LOST reaches them, the job leaves the lists, the next turn starts; others run on."""
     owner, other = await backend.replica(), await backend.replica()
@@ -177,6 +179,7 @@ async def _if_ended(replica, stream_id):
     return job if job.status.is_terminal else None
 
 
+@pytest.mark.b_writes
 async def test_a_dead_owners_job_can_be_replaced_at_once(backend, replica_b):
     """The next turn does not wait for the lease."""
     owner = await backend.replica()

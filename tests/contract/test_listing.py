@@ -17,6 +17,7 @@ def ids(found):
     return sorted(job.stream_id for job in found)
 
 
+@pytest.mark.b_writes
 async def test_lists_hold_the_newest_generation_of_each_id_newest_first(store, store_b):
     """On the replica that wrote and on another, at once."""
     for stream_id in ("a", "b", "c"):

@@ -13,6 +13,7 @@ from natsjobs import HistoryLostError, JobClosedError, JobNotFoundError
 # -- appending ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.b_writes
 async def test_append_returns_dense_indexes_and_readers_get_the_events(store, store_b, jobs_b):
     """From 0, on whichever replica; stored when it returns."""
     await store.create_job("s1", "alice")
@@ -23,6 +24,7 @@ async def test_append_returns_dense_indexes_and_readers_get_the_events(store, st
     check_whole(await read_all(jobs_b.subscribe, "s1"), ["a", {"b": 1}, None, [], 1.5, "last"])
 
 
+@pytest.mark.b_writes
 async def test_appends_of_two_replicas_at_the_same_time_are_all_stored_once(store, store_b, jobs_b):
     """Each gets an index of its own, and each replica's events keep their order."""
     await store.create_job("s1", "alice")
@@ -134,6 +136,7 @@ async def test_a_reader_that_is_behind_a_clearing_hears_of_it(store, jobs_b):
             assert got == ["a", *range(300), "after"]
 
 
+@pytest.mark.b_writes
 async def test_clearing_an_ended_job_keeps_its_end_and_its_usage(store, store_b, jobs_b):
     """The terminal record is still read, the usage can still be claimed."""
     await store.create_job("s1", "alice")

@@ -122,6 +122,7 @@ async def test_an_exception_of_spawned_work_is_recorded_and_logged(jobs: Any, ca
     assert (await jobs.get("c")).error == "too hot"
 
 
+@pytest.mark.b_writes
 async def test_what_ends_spawned_work_from_outside_is_no_error(
     jobs: Any, jobs_b: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -255,9 +256,10 @@ async def test_a_body_that_ignores_its_interrupt_does_not_hold_up_the_close(back
 # -- readers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.b_writes
 async def test_closing_the_manager_closes_its_readers(backend: Any, jobs_b: Any) -> None:
     """Who waits for the next event gets NotOpenError; the job elsewhere goes on."""
-    replica = await backend.replica(opened=False)
+    replica = await backend.replica(opened=False, role="gateway")
     async with jobs_b.start("c", user_id="u") as run:
         await run.emit(1)
         seen: list[Any] = []
@@ -292,6 +294,7 @@ async def test_closing_the_manager_ends_the_wait_for_a_job(backend: Any) -> None
         await soon(waiting)
 
 
+@pytest.mark.b_writes
 async def test_a_reader_that_is_only_held_is_released_too(backend: Any, jobs_b: Any) -> None:
     """Its next call raises, and leaving it later is fine."""
     replica = await backend.replica(opened=False)

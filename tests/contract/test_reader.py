@@ -160,7 +160,7 @@ async def test_attaching_at_random_moments_at_full_speed(replica, read):
 
 async def test_a_reader_that_is_slow_gets_everything_and_holds_up_nobody(backend, replica):
     """Bounded memory: with room for eight events it re-reads from the log; a quick one is not held up."""
-    viewer = await backend.replica(backend.config(limits={"reader_events": 8}))
+    viewer = await backend.replica(backend.config(limits={"reader_events": 8}), role="gateway")
     sent = [[n, "x" * 100] for n in range(1000)]
     await replica.store.create_job("s1", "alice")
     async with viewer.manager.subscribe("s1") as slow:
@@ -186,6 +186,7 @@ async def test_wait_waits_for_a_job_that_is_not_there_yet(replica, read):
     check_whole(await reading, ["a", "b"])
 
 
+@pytest.mark.b_writes
 async def test_following_goes_on_with_the_next_generation(replica, replica_b, read):
     """Each with its own job and its own end; it never ends by itself."""
     first = await write(replica, ["a"])

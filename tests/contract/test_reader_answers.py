@@ -60,6 +60,7 @@ async def test_a_cursor_that_was_changed_gives_a_typed_answer_or_the_truth(repli
         assert got == whole[len(whole) - len(got) :]
 
 
+@pytest.mark.b_writes
 async def test_the_cursor_of_a_replaced_generation_names_the_newest(replica, replica_b, read):
     """Also the terminal cursor of the old one."""
     await write(replica, ["a"])

@@ -104,7 +104,7 @@ async def test_a_reader_that_was_left_says_so(replica, read):
 
 async def test_a_reader_of_a_closed_manager_says_so(backend, replica):
     """Leaving the manager closes its readers."""
-    viewer = await backend.replica()
+    viewer = await backend.replica(role="gateway")
     await write(replica, ["a"], end=False)
     async with viewer.manager.subscribe("s1") as events:
         await take(events, 1)

@@ -214,6 +214,7 @@ async def test_an_abort_through_the_store_is_an_abort(jobs: Any, store_b: Any) -
     assert (await end_of(jobs))[3] == {"by": "store"}
 
 
+@pytest.mark.b_writes
 async def test_a_replaced_run_is_interrupted_and_told(jobs: Any, jobs_b: Any) -> None:
     """The next turn on another replica ends this one; its block raises JobClosedError."""
     hanging = await Hanging(jobs).entered()

@@ -147,6 +147,7 @@ async def test_a_body_that_swallows_it_meets_the_end_at_its_next_call(jobs: Any,
     assert (met[0].status, met[0].end_reason) == (JobStatus.ABORTED, EndReason.ABORT)
 
 
+@pytest.mark.b_writes
 async def test_a_body_that_swallows_it_and_returns_is_still_told(jobs: Any, jobs_b: Any) -> None:
     """A replaced run cannot leave as if it had completed."""
 
@@ -241,6 +242,7 @@ async def test_a_group_of_nothing_but_the_end_is_swallowed(jobs: Any, jobs_b: An
     assert played.run.aborted
 
 
+@pytest.mark.b_writes
 async def test_a_group_in_a_replaced_run_becomes_the_end(jobs: Any, jobs_b: Any) -> None:
     """Outside the block there is one JobClosedError, not a group of them."""
 

@@ -14,6 +14,7 @@ from natsjobs import EndReason, JobNotFoundError
 
 
 @pytest.mark.parametrize("end", ["done", "error", "update", "abort", "replace", "delete"])
+@pytest.mark.b_writes
 async def test_on_end_is_called_once_whoever_ends_it(replica, replica_b, end):
     """With the terminal event; on the replica that ends it and on another."""
     generation = await start(replica)

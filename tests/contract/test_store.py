@@ -154,6 +154,7 @@ async def test_a_new_turn_has_no_content_steps_or_usage_of_the_old_one(store, st
 
 
 @pytest.mark.scenario(9)
+@pytest.mark.b_writes
 async def test_created_at_grows_with_every_generation_even_within_a_millisecond(store, store_b):
     """Creates one after the other on two replicas, as fast as they go."""
     made = [await one.create_job("s1", "alice") for _ in range(5) for one in (store, store_b)]
@@ -163,6 +164,7 @@ async def test_created_at_grows_with_every_generation_even_within_a_millisecond(
     assert await store.get_job("s1") == made[-1]
 
 
+@pytest.mark.b_writes
 async def test_created_at_grows_over_a_deletion(store, store_b):
     """Delete and create in the same millisecond, five times."""
     stamps = []
@@ -173,6 +175,7 @@ async def test_created_at_grows_over_a_deletion(store, store_b):
     assert stamps == sorted(set(stamps))
 
 
+@pytest.mark.b_writes
 async def test_replacing_a_running_job_ends_it_for_its_readers(store, store_b, jobs_b):
     """Terminal record aborted, reason REPLACED; then the reader's iteration ends."""
     first = await store.create_job("s1", "alice")
@@ -188,6 +191,7 @@ async def test_replacing_a_running_job_ends_it_for_its_readers(store, store_b, j
 
 @pytest.mark.scenario(10, 24)
 @pytest.mark.parametrize("old_ended", [False, True], ids=["replaced while running", "ended before"])
+@pytest.mark.b_writes
 async def test_a_stale_generation_changes_nothing(replica, replica_b, old_ended):
     """Every write that names the old generation is refused; the new one does not even look active by it."""
     store, transport = replica.store, replica.transport
@@ -220,6 +224,7 @@ async def test_a_stale_generation_changes_nothing(replica, replica_b, old_ended)
     assert values(await read_all(replica.manager.subscribe, "s1")) == ["new"]
 
 
+@pytest.mark.b_writes
 async def test_reject_refuses_while_one_is_running(store, store_b):
     """JobRunningError holds the running job, which goes on untouched; after its end a create is fine."""
     running = await store.create_job("s1", "alice")
@@ -233,6 +238,7 @@ async def test_reject_refuses_while_one_is_running(store, store_b):
 
 
 @pytest.mark.parametrize("if_running", ["replace", "reject"])
+@pytest.mark.b_writes
 async def test_creates_at_the_same_time_leave_one_winner(replica, replica_b, if_running):
     """With replace all return and the losers are fenced; with reject exactly one returns."""
     made = await soon(

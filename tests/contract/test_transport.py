@@ -30,6 +30,7 @@ async def test_subscribers_on_every_replica_get_each_event_once(replica, replica
         assert one.all == [("chunk", "a"), ("chunk", {"b": [1]}), ("chunk", None), ("done", {"final": True})]
 
 
+@pytest.mark.b_writes
 async def test_events_may_be_emitted_on_a_replica_that_does_not_own_the_job(replica, replica_b):
     """Subscribers on the owner get them."""
     await start(replica)
@@ -138,6 +139,7 @@ async def test_a_subscriber_stays_attached_over_generations(replica, replica_b):
 
 
 @pytest.mark.scenario(58, 74)
+@pytest.mark.b_writes
 async def test_a_replaced_generation_ends_before_the_next_begins(replica, replica_b):
     """The subscriber hears the old end (aborted), then only the new generation, whatever the old writer tries."""
     heard = Heard()
@@ -356,7 +358,7 @@ async def test_destroy_closes_and_leaves_the_connection(backend, replica, replic
 
 async def test_a_transport_alone_serves_viewers(backend, replica):
     """Without a store that was initialized, as in a gateway: it opens at its first call."""
-    gateway = await backend.replica(opened=False)
+    gateway = await backend.replica(opened=False, role="gateway")
     await start(replica)
     await replica.store.append_chunk("s1", "a")
     heard = Heard()

@@ -92,6 +92,7 @@ async def test_each_entry_goes_to_exactly_one_claimer(backend):
 
 
 @pytest.mark.parametrize("end", ["complete", "replaced", "deleted"])
+@pytest.mark.b_writes
 async def test_usage_outlives_the_end_of_its_generation(store, store_b, end):
     """A cut-off call is still billed: recorded after the end, claimed by generation."""
     old = (await store.create_job("s1", "alice")).generation
@@ -233,6 +234,7 @@ async def test_claiming_on_the_owner_includes_what_is_listed(store):
     assert await store.claim_usage("s1") == []
 
 
+@pytest.mark.b_writes
 async def test_a_stale_generation_may_record_but_not_write(store, store_b):
     """record_usage is the one write that an old generation may still do."""
     old = (await store.create_job("s1", "alice")).generation

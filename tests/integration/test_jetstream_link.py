@@ -23,7 +23,7 @@ from jetstream_kit import (
 
 from natsjobs.engine.ports import NoReplyError, StreamMissingError
 from natsjobs.engine.subjects import Subjects
-from natsjobs.errors import ConfigError, NotOpenError, UnavailableError
+from natsjobs.errors import ConfigError, NotOpenError, PermissionDeniedError, UnavailableError
 from natsjobs.jetstream import NatsLink, link_for
 from natsjobs.jetstream.link import check_version
 
@@ -309,10 +309,12 @@ async def test_a_denied_permission_is_named_at_once(tmp_path: Path) -> None:
             await guest.close()
             async with space(running.url, settings, user="viewer", password="p") as here:
                 started = time.monotonic()
-                with pytest.raises(UnavailableError, match=rf"(?i)permissions violation.*{ns}.events") as denied:
+                with pytest.raises(
+                    PermissionDeniedError, match=rf"permission denied.*publish to {ns}.events"
+                ) as denied:
                     await here.append(b"x", expect=0)
                 assert not denied.value.outcome_unknown
-                with pytest.raises(UnavailableError, match=r"(?i)permissions violation.*secret"):
+                with pytest.raises(PermissionDeniedError, match=r"permission denied.*subscribe to secret"):
                     await here.link.bus.subscribe("secret", lambda _: None)
                 with pytest.raises(NoReplyError, match=r"(?i)permissions violation.*ask"):
                     await here.link.bus.request("ask", b"", timeout=10)

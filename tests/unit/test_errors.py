@@ -23,6 +23,7 @@ from natsjobs.errors import (
     JobRunningError,
     NatsJobsError,
     NotOpenError,
+    PermissionDeniedError,
     ResumeError,
     SpendError,
     StreamFullError,
@@ -54,6 +55,7 @@ EXAMPLES = [
     UnavailableError("no answer", outcome_unknown=True),
     StreamFullError("full"),
     ConnectionLostError("expired"),
+    PermissionDeniedError("appending", subject="natsjobs.events.s.g.log"),
 ]
 
 

@@ -22,7 +22,7 @@ ERRORS = """
     InvalidIdError JobClosedError JobNotFoundError JobRunningError NatsJobsError NotOpenError ResumeError SpendError
     UnavailableError UnsupportedServerError
 """
-OURS = "ConnectionLostError InvalidArgumentError StreamFullError"
+OURS = "ConnectionLostError InvalidArgumentError PermissionDeniedError StreamFullError"
 """Errors beyond the fixed names: callers can catch them, so they are public too."""
 
 NAMES = " ".join([RECORDS, SETTINGS, INTERFACES, IMPLEMENTATIONS, MANAGER, ERRORS, OURS]).split()

@@ -23,10 +23,12 @@ from natsjobs.cli.demo import source
 from natsjobs.cli.demo.ledger import Ledger
 from natsjobs.cli.demo.play import BROWSERS, LEASE, RENEW, Play
 from natsjobs.cli.demo.screen import shown_on
+from natsjobs.cli.login import VARIABLES as LOGIN_VARIABLES
 from natsjobs.cli.namespace import remove
 from natsjobs.cli.options import FAILED, Creds, Embedded, Namespace, Options, Server, guard, run_async
 from natsjobs.cli.output import emit_json, print_table, printable
 from natsjobs.engine.subjects import Subjects
+from natsjobs.jetstream.credentials import without_user
 
 _KEPT_FOR = 3600.0
 
@@ -78,10 +80,12 @@ def _demo(options: Options, events: list[Any], file: Path | None, *, keep: bool,
             urls, namespace = options.urls(), f"demo-{secrets.token_hex(4)}"
             config = msgspec.structs.replace(options.config(), namespace=namespace)
             clean_up.callback(lambda: asyncio.run(remove(urls, config, **options.connect_options())))
-        arguments = [part for url in urls for part in ("--server", url)]
-        arguments += ["--creds", str(options.creds)] if options.creds else []
-        arguments += ["--input", str(file.absolute())] if file else []
-        play = Play(arguments, _environment(namespace, own=own, keep=keep), events)
+        arguments = ["--input", str(file.absolute())] if file else []
+        env = _environment(namespace, own=own, keep=keep)
+        # By the environment and not as arguments: those can be seen by every user of the machine.
+        env["NATS_URL"] = ",".join(urls)
+        env |= {} if own else options.login.environment(options.creds)
+        play = Play(arguments, env, events)
         begin = time.monotonic()
         interrupted = run_async(_performed(play, console))
         seconds = time.monotonic() - begin
@@ -91,7 +95,7 @@ def _demo(options: Options, events: list[Any], file: Path | None, *, keep: bool,
                 emit_json(play.ledger.summary(seconds))
         if keep and not interrupted:
             clean_up.pop_all()
-            _leave(console, urls[0], namespace, own=own)
+            _leave(console, without_user(urls[0]), namespace, own=own)
     return interrupted or (FAILED if play.ledger.complaints() else 0)
 
 
@@ -103,7 +107,8 @@ async def _performed(play: Play, console: Console) -> int:
 
 def _environment(namespace: str, *, own: bool, keep: bool) -> dict[str, str]:
     """The settings of the demo's processes; what is set for other servers does not fit an embedded one."""
-    env = {name: value for name, value in os.environ.items() if not (own and name.startswith("NATSJOBS_"))}
+    foreign = ("NATSJOBS_", *LOGIN_VARIABLES) if own else ()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     env["NATSJOBS_NAMESPACE"] = namespace
     env["NATSJOBS_TIMING_LEASE"] = str(LEASE)
     env["NATSJOBS_TIMING_RENEW"] = str(RENEW)

@@ -21,6 +21,7 @@ import natsjobs
 from natsjobs import JobManager
 from natsjobs.cli.demo import source
 from natsjobs.cli.lines import STDIN, lines
+from natsjobs.cli.login import Login
 from natsjobs.errors import NatsJobsError
 from natsjobs.models import to_dict
 from natsjobs.tasks import Tasks
@@ -106,9 +107,8 @@ async def obey(jobs: JobManager, events: list[Any], command: dict[str, Any]) -> 
 async def act(options: argparse.Namespace) -> None:
     """Connect, then obey until standard input ends."""
     events = source.load(options.input) if options.role == "worker" else []
-    extra = {"user_credentials": options.creds} if options.creds else {}
     tasks = Tasks()
-    async with natsjobs.connect(options.server, **extra) as jobs:
+    async with natsjobs.connect(**Login().options(None)) as jobs:
         report("ready", id="")
         try:
             async with aclosing(lines(STDIN, _LINE_LIMIT)) as commands:
@@ -124,8 +124,6 @@ def main() -> int:
     """Run one role."""
     parser = argparse.ArgumentParser(prog="natsjobs.cli.demo.roles")
     parser.add_argument("role", choices=["worker", "viewer"])
-    parser.add_argument("--server", required=True, action="append")
-    parser.add_argument("--creds")
     parser.add_argument("--input", type=Path)
     try:
         asyncio.run(act(parser.parse_args()))
