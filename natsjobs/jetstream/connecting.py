@@ -95,13 +95,17 @@ class Dialer:
         """
         nc = Client()
         trouble: list[str] = []
-        opening, options = True, ready(self._options)
+        opening, options, deadline = True, ready(self._options), time.monotonic() + limit
 
         async def note(error: Exception) -> None:
             text = self._clean(str(error) or type(error).__name__)
             if not opening:
                 _log.info("connection to NATS: %s", text)
                 return
+            if time.monotonic() > deadline:
+                # The time-out below cancelled nats-py in the moment when an attempt failed: `asyncio.wait_for` of
+                # Python 3.11 then loses the cancellation, and nats-py would try for ever.
+                raise TimeoutError
             trouble.append(text)
             if any(word in text.lower() for word in _REFUSED):  # leaves `connect`, which would try for ever
                 raise UnavailableError(f"NATS refused the connection: {text}; check the credentials")

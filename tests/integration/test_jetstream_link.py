@@ -25,6 +25,7 @@ from natsjobs.engine.ports import NoReplyError, StreamMissingError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import ConfigError, NotOpenError, PermissionDeniedError, UnavailableError
 from natsjobs.jetstream import NatsLink, link_for
+from natsjobs.jetstream.connecting import Dialer
 from natsjobs.jetstream.link import check_version
 
 JETSTREAM = 'jetstream: {store_dir: "$STORE"}\n'
@@ -339,6 +340,15 @@ async def test_nobody_there_is_said_in_time() -> None:
     assert time.monotonic() - started < 3
     assert f"127.0.0.1:{port}" in str(failed.value)
     assert "hunter2" not in str(failed.value)
+
+
+async def test_a_time_out_in_the_moment_of_a_failure_is_one_all_the_same() -> None:
+    """Many attempts end while one of their connects is just being refused; each must end (before, every other hung)."""
+    address = f"nats://127.0.0.1:{free_port()}"
+    attempts = [Dialer(address, {}).dial(0.05 + number / 400) for number in range(200)]
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*attempts, return_exceptions=True)
+    assert all(isinstance(answer, UnavailableError) and address in str(answer) for answer in answers), set(answers)
 
 
 async def test_refused_credentials_are_said_at_once(tmp_path: Path) -> None:
