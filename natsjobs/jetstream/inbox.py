@@ -79,7 +79,7 @@ class Inbox:
         waiting.heard = True
         try:
             result = waiting.take(body, headers)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             garbage.skipped("an answer", f"{waiting.subject}: {error}", body)  # the true one may still come
         except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
             waiting.future.set_exception(error)
