@@ -25,8 +25,8 @@ PHASES = 5
 WAVES = 2
 """Of the jobs, in the short form: after each of them everything has to expire, which takes seconds."""
 TIMING = Timing(lease=3.0, renew=1.0, abort=1.0, sweep=1.5, look=0.5)
-RETENTION = Retention(running=5.0, finished=1.0, log=6.0, orphan=1.0, tombstone=1.0)
-"""Everything expires within seconds, so that what is left afterwards is a leak."""
+RETENTION = Retention(running=9.0, finished=1.0, log=10.0, orphan=1.0, tombstone=1.0)
+"""Of the jobs: everything expires within seconds, so that what is left afterwards is a leak."""
 
 
 def resident() -> int:
@@ -77,7 +77,7 @@ def measure(jobs: Any, **more: Any) -> None:
 async def settle(jobs: Any) -> None:
     """Wait until what has expired is forgotten, as far as it ever is."""
     runs = jobs.store.replica.runs
-    deadline = time.monotonic() + 25
+    deadline = time.monotonic() + 60
     while (runs._appenders or runs.over or runs.retired) and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
     await asyncio.sleep(TIMING.lease + 0.3)
@@ -122,8 +122,8 @@ async def read(jobs: natsjobs.JobManager, name: str) -> int:
 
 
 async def many_jobs(jobs: natsjobs.JobManager, amount: int) -> None:
-    """``amount`` jobs, forty at a time."""
-    gate = asyncio.Semaphore(40)
+    """``amount`` jobs, twenty at a time."""
+    gate = asyncio.Semaphore(20)
 
     async def gated(number: int) -> int:
         async with gate:
@@ -182,7 +182,8 @@ SCENARIOS = {"jobs": many_jobs, "run": one_long_run, "viewers": come_and_go}
 
 async def main(scenario: str, url: str, namespace: str, amount: str) -> None:
     """Run one scenario; when its input ends, leave."""
-    config = Config(namespace=namespace, timing=TIMING, retention=RETENTION)
+    retention = RETENTION if scenario == "jobs" else Retention()
+    config = Config(namespace=namespace, timing=TIMING, retention=retention)
     async with natsjobs.connect(url, config=config) as jobs:
         await SCENARIOS[scenario](jobs, int(amount))
         print(json.dumps({"finished": True}), flush=True)
