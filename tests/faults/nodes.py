@@ -206,6 +206,12 @@ def kept_port() -> int:
             return port
 
 
+def program(name: str) -> tuple[str, dict[str, str]]:
+    """A program that stands here, and the environment in which it finds the very natsjobs that is tested."""
+    package = Path(natsjobs.__file__).resolve().parent.parent
+    return str(Path(__file__).with_name(name)), {**os.environ, "PYTHONPATH": str(package)}
+
+
 @asynccontextmanager
 async def admin(space: Space) -> AsyncIterator[Client]:
     """A connection past the library, quick to come back; the namespace's streams go at the end."""

@@ -9,11 +9,10 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fault_table import Row
-from nodes import Space
+from nodes import Space, program
 from waiting import eventually
 
 
@@ -131,10 +130,10 @@ async def owner(
     """A process that owns these jobs, with an event of each every so many seconds; they run when this is entered."""
     names = list(jobs)
     work = {"space": asdict(space), "jobs": names, "every": every, "padding": padding, "user": user}
-    program = str(Path(__file__).with_name("worker.py"))
+    worker, environment = program("worker.py")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, program, json.dumps(work), stdin=pipe, stdout=pipe, limit=1 << 20
+        sys.executable, worker, json.dumps(work), stdin=pipe, stdout=pipe, limit=1 << 20, env=environment
     )
     made = Owner(process, names)
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fault_table import Row
-from nodes import Node, Space, admin, api, kept_port
+from nodes import Node, Space, admin, api, kept_port, program
 from pitfalls import LEFT_OUT, SHOWN_BY, TOTAL
 from stored import stored
 from waiting import check_whole, eventually, read_all, soon
@@ -98,9 +98,9 @@ async def test_a_log_of_90_megabytes_is_replayed_in_bounded_memory(node: Node, r
             for number in range(count):
                 await run.emit([number, padding])
         row.emitted = row.acknowledged = count
-        program = str(Path(__file__).with_name("replayer.py"))
-        arguments = (sys.executable, program, node.url, space.namespace, "s")
-        process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+        replayer, environment = program("replayer.py")
+        arguments = (sys.executable, replayer, node.url, space.namespace, "s")
+        process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE, env=environment)
         said, _ = await soon(process.communicate(), within=120)
         cost = json.loads(said)
         row.seen, row.lost = cost["events"], count - cost["events"]
