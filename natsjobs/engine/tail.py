@@ -270,6 +270,7 @@ class Tail:
             self.lost = error
             self.wake()
         except (UnavailableError, StreamMissingError) as error:
+            self._looks.news()  # the long pauses are for a log that says that there is nothing
             _log.info("following %s: %s; still trying", self.stream_id, error)
         except NatsJobsError as error:
             _log.info("following %s ends: %s", self.stream_id, error)

@@ -2,8 +2,9 @@
 
 Owns how an append, a leader read and a page look on the wire, and what the answers mean. Appends carry their condition
 in headers, so the server decides; reads that decide something go to the leader (``STREAM.MSG.GET``), pages come from
-any replica (batch direct get). A read is repeated when the connection breaks under it, a leader read also when nobody
-answers it: a stream without a leader drops what it is asked, and the next leader never hears of it. An append never is.
+any replica (batch direct get), or from the leader while those are silent: a node that was cut off is asked for half a
+minute yet. A read is repeated when the connection breaks under it, a leader read also when nobody answers it: a stream
+without a leader drops what it is asked, and the next leader never hears of it. An append never is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 HEADER_ROOM = 1024
 """What is left for headers below ``max_payload``."""
 _LOOK_EVERY = 1.0
+_LEADER_ONLY = 10.0
+"""After replicas were silent, pages come from the leader for this long."""
 _NOBODY = 503
 
 
@@ -103,7 +106,7 @@ class NatsStream:
         self._get = f"{prefix}.STREAM.MSG.GET.{name}"
         self._direct = f"{prefix}.DIRECT.GET.{name}"
         self._about = f"{prefix}.STREAM.INFO.{name}"
-        self._looked = -math.inf
+        self._looked = self._silent = -math.inf
 
     async def append(
         self,
@@ -155,8 +158,18 @@ class NatsStream:
 
     async def page(self, subject_filter: str, seq: int, *, batch: int = 64, max_bytes: int = 524_288) -> list[Message]:
         """Up to ``batch`` messages that match, from ``seq`` on, from any replica. Raises as the port says."""
+        if time.monotonic() - self._silent >= _LEADER_ONLY:
+            query = {"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter}
+            page = await self._direct_page(_encode(query))
+            if page is not None:
+                return page
+            _log.info("no replica of %s sends pages; reading at the leader", self.name)
+            self._silent = time.monotonic()
+        return await self._leader_page(subject_filter, seq, batch, max_bytes)
+
+    async def _direct_page(self, query: bytes) -> list[Message] | None:
+        """One page of any replica; ``None``: silence, which says nothing about the leader."""
         doing = f"reading a page of {self.name}"
-        query = _encode({"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter})
         page: list[Message] = []
 
         def take(body: bytes, headers: bytes) -> int | None:
@@ -172,17 +185,31 @@ class NatsStream:
             page.clear()
 
         started = time.monotonic()
+        limit = min(self._request, max(1.0, self._request / 4))
         try:
-            status: int = await self._repeat(self._direct, query, take, again)
+            status: int = await self._repeat(self._direct, query, take, again, limit=limit)
         except RequestFailedError as error:
             if page:  # in order and without a hole, as far as it goes
                 return page
+            if error.sent and not error.denied and self._wire.ready:
+                return None
             raise self._failed(error, doing, started, self._direct) from None
         if status == _NOBODY:
             await self._nobody(doing, started)
         elif status >= 400 and status != 404:  # 404: nothing there; others: the request was refused
             raise await self._refused(ServerError(status, 0, "the request was refused"), doing, started)
         self._wire.went_well()
+        return page
+
+    async def _leader_page(self, subject_filter: str, seq: int, batch: int, max_bytes: int) -> list[Message]:
+        page: list[Message] = []
+        size = 0
+        while len(page) < batch and size < max_bytes:
+            message = await self.next(subject_filter, page[-1].seq + 1 if page else seq)
+            if message is None:
+                break
+            page.append(message)
+            size += len(message.body)
         return page
 
     async def subjects(self, subject_filter: str) -> dict[str, int]:
@@ -253,9 +280,10 @@ class NatsStream:
         again: Callable[[], None] | None = None,
         *,
         ask: float = math.inf,
+        limit: float | None = None,
     ) -> Any:
         """A read may be sent again: when the connection broke under it, and every ``ask`` seconds without an answer."""
-        deadline = time.monotonic() + self._request
+        deadline = time.monotonic() + (limit or self._request)
         while True:
             left = deadline - time.monotonic()
             try:

@@ -65,6 +65,7 @@ class Wire:
         self._up = asyncio.Event()
         self._since: float | None = None
         self._failing: float | None = None
+        self._well = -math.inf
         self._moved = 0.0
         self._renewed = -math.inf
         self._inbox = Inbox()
@@ -292,15 +293,15 @@ class Wire:
 
     def went_well(self) -> None:
         """A stream request was answered by a stream."""
-        self._failing = None
+        self._failing, self._well = None, time.monotonic()
         if self._since is None and self._up.is_set():
             self._since = time.monotonic()
 
     def went_wrong(self, started: float) -> None:
         """A stream request that was sent at ``started`` got no answer of a stream."""
         self._since = None
-        if self._failing is None:
-            self._failing = started
+        if self._failing is None:  # a slow failure among successes says nothing about the time before the last one
+            self._failing = max(started, self._well)
         now = time.monotonic()
         due = now - self._failing >= MOVE_AFTER and now - self._moved >= MOVE_EVERY
         if due and isinstance(self._source, Dialer) and self._tap is not None and self._up.is_set():

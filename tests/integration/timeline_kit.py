@@ -43,6 +43,7 @@ class HookedStream:
         self._stream = stream
         self.around_append: Around | None = None
         self.after_last: Callable[[str], Awaitable[None]] | None = None
+        self.before_next: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -54,6 +55,13 @@ class HookedStream:
             return await self._stream.append(subject, body, **options)
 
         return await (go() if self.around_append is None else self.around_append(subject, body, go))
+
+    async def next(self, *args: Any) -> Message | None:
+        """The hook may raise instead."""
+        if self.before_next is not None:
+            self.before_next()
+        found: Message | None = await self._stream.next(*args)
+        return found
 
     async def last(self, subject_filter: str) -> Message | None:
         """The hook comes between the answer and whoever asked."""

@@ -1,0 +1,133 @@
+"""What the partition tests of ``tests/faults`` found, each once more on one machine and quickly."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jetstream_kit import Server, config, eventually, server, space
+from timeline_kit import timelines
+from waiting import emit_stored, take
+
+from natsjobs.errors import UnavailableError
+from natsjobs.jetstream import NatsLink
+from natsjobs.jetstream import wire as wiring
+
+JETSTREAM = 'jetstream: {store_dir: "$STORE"}\n'
+
+
+class Silence:
+    """Takes what is asked and says nothing, like a node that was cut off and whose interest is still known."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def __call__(self, _: Any) -> None:
+        """One more question."""
+        self.asked += 1
+
+
+async def test_a_page_that_no_replica_sends_is_read_at_the_leader(tmp_path: Path) -> None:
+    """B3: for half a minute pages may be asked of a node that was cut off; an abort or a list cannot wait so long."""
+    mapping = 'mappings: {"$JS.API.DIRECT.GET.*": "silent.$1"}\n'
+    with server(tmp_path, JETSTREAM + mapping) as running:
+        async with space(running.url, config(request=5.0)) as here:
+            silence = Silence()
+            await here.nc.subscribe("silent.*", cb=silence.__call__)
+            for number in range(5):
+                await here.append(str(number).encode())
+            since = here.link.connected_since
+            page = await here.link.events.page(here.scope, 2, batch=3)
+            assert [message.body for message in page] == [b"1", b"2", b"3"]
+            assert [message.body for message in await here.link.events.page(here.scope, 5)] == [b"4"]
+            assert await here.link.events.page(here.scope, 6) == []
+            assert silence.asked == 1, "every page waits for the silent replicas again"
+            assert here.link.connected_since == since, "the leader has answered: the connection is fine"
+            large = b"x" * 300_000
+            for _ in range(3):
+                await here.append(large)
+            assert len(await here.link.events.page(here.scope, 6)) == 2, "a page has its limit in bytes here too"
+
+
+async def test_one_silent_request_among_answered_ones_moves_nobody(tmp_path: Path, monkeypatch: Any) -> None:
+    """B4: 5 s without *one* successful request, not one request of 5 s without success."""
+    monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
+    settings = config(request=1.0)
+    key = f"$KV.{settings.namespace}_jobs.silent"
+    first, second = Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n'), Server(tmp_path, JETSTREAM)
+    first.start()
+    second.start()
+    link = NatsLink.dial([first.url, second.url], settings, dont_randomize=True)
+    try:
+        await link.open()
+        await link.nc.subscribe("silent", cb=Silence().__call__)
+        moved: list[str] = []
+        link.on_reconnect(lambda: moved.append("moved"))
+        silent = asyncio.create_task(link.records.append(key, b"{}"))
+        while not silent.done():
+            assert await link.records.next("$KV.>") is None
+            await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError, match="no answer in time"):
+            await silent
+        assert await link.records.next("$KV.>") is None
+        assert (moved, link.nc.connected_url.port) == ([], first.port)
+    finally:
+        await link.close()
+        first.stop()
+        second.stop()
+
+
+async def test_a_client_whom_no_server_serves_moves_seldom(tmp_path: Path, monkeypatch: Any) -> None:
+    """B4: at most once in a while, or all clients of a cluster without a leader would storm from node to node."""
+    monkeypatch.setattr(wiring, "MOVE_AFTER", 0.3)
+    monkeypatch.setattr(wiring, "MOVE_EVERY", 1.5)
+    settings = config(request=0.2)
+    key = f"$KV.{settings.namespace}_jobs.silent"
+    servers = [Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n') for _ in range(2)]
+    for one in servers:
+        one.start()
+    link = NatsLink.dial([one.url for one in servers], settings)
+    try:
+        await link.open()
+        await link.nc.subscribe("silent", cb=Silence().__call__)
+        moved: list[float] = []
+        link.on_reconnect(lambda: moved.append(time.monotonic()))
+        while len(moved) < 3:
+            with pytest.raises(UnavailableError):
+                await link.records.append(key, b"{}")
+        assert all(later - sooner > 1.4 for sooner, later in itertools.pairwise(moved))
+    finally:
+        await link.close()
+        for one in servers:
+            one.stop()
+
+
+async def test_a_follower_that_cannot_look_looks_again_soon(newest_server: str) -> None:
+    """A7: the long pauses are for what is quiet; after a cut the reader must not wait them out."""
+    async with timelines(newest_server) as world:
+        owner, viewer = await world.add(), await world.add()
+        job = await owner.store.create_job("s", "alice")
+        looks: list[float] = []
+        cut = False
+
+        def look() -> None:
+            looks.append(time.monotonic())
+            if cut:
+                raise UnavailableError("cut off")
+
+        async with viewer.transport.read("s") as events:
+            await emit_stored(owner.transport, "s", 0, generation=job.generation)
+            await take(events, 1)
+            await viewer.stop_hearing(world.subjects.live_prefix)
+            viewer.link.events.before_next = look
+            await eventually(lambda: len(looks) > 1 and looks[-1] - looks[-2] > 1.0, within=15)
+            cut, looks[:] = True, []
+            await eventually(lambda: len(looks) > 1, within=5)
+            assert looks[1] - looks[0] < 1.0
+            await emit_stored(owner.transport, "s", 1, generation=job.generation)
+            cut = False
+            assert [event.data for event in await take(events, 1)] == [1]
