@@ -30,6 +30,8 @@ from natsjobs.engine.terminals import Position
 from natsjobs.errors import JobClosedError, StreamFullError, UnavailableError
 from natsjobs.models import EndReason
 from natsjobs.tasks import Tasks
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 GROUP_BYTES = 262_144
 """Largest group, so that a page of replay stays small and an owner's memory too."""
@@ -99,7 +101,7 @@ class Appender:
         if not self._room and self._has_room(len(raw)):
             return self._take(raw)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = (future, raw)
+        waiting, began = (future, raw), time.monotonic()
         self._room.append(waiting)
         self._kick()
         try:
@@ -110,6 +112,7 @@ class Appender:
         finally:
             if waiting in self._room:
                 self._room.remove(waiting)
+            hub.add(measures.BACKPRESSURE, time.monotonic() - began)
             self._let_in()
             if self.idle:
                 self._drained()
@@ -249,8 +252,11 @@ class Appender:
         return events
 
     def _leave(self, count: int, index: int) -> None:
-        for _ in range(min(count, len(self._queue))):
-            self._queued_bytes -= len(self._queue.popleft())
+        size = sum(len(self._queue.popleft()) for _ in range(min(count, len(self._queue))))
+        self._queued_bytes -= size
+        if hub.on:
+            hub.add(measures.EVENTS, count)
+            hub.add(measures.EVENT_BYTES, size)
         before, self._stored = self._stored, self._stored + count
         self.last_stored = time.monotonic()
         while self._flushers and self._flushers[0][0] <= self._stored:
@@ -381,6 +387,11 @@ class Appender:
     def late_end(self) -> bool:
         """Our terminal record landed without an acknowledgement: readers may not have seen it."""
         return self._chain.landed is not None
+
+    @property
+    def queued(self) -> int:
+        """Events that are not stored yet."""
+        return len(self._queue)
 
     @property
     def idle(self) -> bool:

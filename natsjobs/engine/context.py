@@ -40,6 +40,7 @@ class Context:
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
         self.tasks = Tasks()
         self._answers: set[asyncio.Task[Any]] = set()
+        self.readers = 0
         self.on_terminal: Callable[[str, str, wire.Terminal | None], None] = _ignore
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:

@@ -18,6 +18,8 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.errors import InvalidArgumentError, InvalidEventError, NotOpenError
 from natsjobs.models import UsageMetadata, to_dict
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 from natsjobs.usage import usage_from
 
 _CLAIM_TTL = 3600.0
@@ -51,6 +53,7 @@ class Ledger:
         value = {**to_dict(entry), "id": entry_id}
         key = self._context.subjects.record("usage", stream_id, generation, entry_id)
         await self._context.records.write(key, value, expect=0, ttl=self._context.config.retention.usage)
+        _measure((stream_id, generation), entry)
 
     async def unclaimed(self, stream_id: str, generation: str) -> list[UsageMetadata]:
         """What nobody has claimed."""
@@ -141,6 +144,15 @@ class Ledger:
                 raise
 
 
+def _measure(run: tuple[str, str], entry: UsageMetadata) -> None:
+    if hub.on:
+        for kind, tokens in (("input", entry.input_tokens), ("output", entry.output_tokens)):
+            hub.add(measures.TOKENS, max(0, tokens or 0), kind)
+    if hub.tracer is not None:
+        with hub.tracing() as tracer:
+            tracer.add_usage(run, to_dict(entry))
+
+
 def _entry(slot: Slot) -> UsageMetadata:
     return usage_from(slot.value or {})
 
@@ -150,5 +162,7 @@ def _readable(slot: Slot) -> bool:
         _entry(slot)
     except InvalidArgumentError as error:
         _log.warning("skipped %s: it is no usage entry: %s", slot.key, error)
+        if hub.on:
+            hub.add(measures.GARBAGE, 1, "usage")
         return False
     return True

@@ -28,6 +28,8 @@ from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoResponders
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
 from natsjobs.models import EndReason
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -97,8 +99,12 @@ class Liveness:
             await self.renew()
         except Exception as error:  # noqa: BLE001 - the ping still vouches for us; the next renewal tries again
             _log.info("lease not renewed: %s", error)
+            if hub.on:
+                hub.add(measures.LEASE_FAILURES)
 
     def _on_reconnect(self) -> None:
+        if hub.on:
+            hub.add(measures.RECONNECTS)
         self._context.spawn(self._renew_quietly(), "natsjobs lease after reconnect")
 
     def _on_request(self, message: Incoming) -> None:
@@ -218,6 +224,8 @@ class Liveness:
                 left.append((parts[2], str((slot.value or {}).get("generation"))))
         if left:
             _log.warning("owner %s is gone; ending its %d jobs", owner, len(left))
+        if hub.on:
+            hub.add(measures.OWNERS_LOST)
         await self.end_lost(left)
 
     async def end_lost(self, runs: list[tuple[str, str]]) -> int:
@@ -236,6 +244,8 @@ class Liveness:
 
         ended = sum(await asyncio.gather(*(end(*run) for run in runs)))
         self.reaped += ended
+        if hub.on and ended:
+            hub.add(measures.JOBS_REAPED, ended)
         return ended
 
 

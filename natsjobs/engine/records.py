@@ -23,6 +23,8 @@ from natsjobs.engine import wire
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.errors import UnavailableError
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -143,6 +145,8 @@ def _slot(message: Message) -> Slot:
     record = wire.decode_object(message.body) if message.body else None
     if message.body and record is None:
         _log.warning("skipped %s: its value is not one of ours: %.80r", message.subject, message.body)
+        if hub.on:
+            hub.add(measures.GARBAGE, 1, "record")
     if message.marker is not None:
         return Slot(message.subject, message.seq, None, record, message.time)
     return Slot(message.subject, message.seq, record, None, message.time)

@@ -28,6 +28,8 @@ from natsjobs.engine.records import ConflictError
 from natsjobs.engine.terminals import Position, find_terminal, position_behind
 from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, UnavailableError
 from natsjobs.models import EndReason, EventType, Job
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -69,9 +71,14 @@ class Runs:
         self._newest[job.stream_id] = job.generation
         self._appenders[key] = self._appender(*key, position)
 
-    def disown(self, stream_id: str, generation: str) -> None:
-        """Forget a run that never became one, or has ended."""
+    def disown(self, stream_id: str, generation: str, terminal: wire.Terminal | None = None) -> None:
+        """Forget a run that never became one, or has ended (``terminal``)."""
         self.owned.pop((stream_id, generation), None)
+        if hub.tracer is not None:
+            with hub.tracing() as tracer:
+                status = terminal.status.value if terminal is not None else None
+                reason = terminal.reason.value if terminal is not None and terminal.reason is not None else None
+                tracer.end_run((stream_id, generation), status, reason)
         if self._newest.get(stream_id) == generation:
             del self._newest[stream_id]
 
@@ -203,6 +210,8 @@ class Runs:
         self.seen_end(stream_id, generation, terminal)
         if isinstance(appender, Appender) and terminal.writer == appender.writer:
             self.retired.append((time.monotonic() + self._context.config.retention.finished, *key))
+            if hub.on and terminal.request == end.request:
+                hub.add(measures.JOBS_ENDED, 1, terminal.status.value, terminal.reason.value if terminal.reason else "")
             if appender.late_end:
                 await self._context.link.bus.publish(self._context.subjects.wake(stream_id), b"{}")
         record = await mark_ended(self._context, stream_id, generation, terminal)
@@ -218,7 +227,7 @@ class Runs:
         if key in self.owned:
             self.over.pop(stream_id, None)  # so that the order is that of the times
             self.over[stream_id] = time.monotonic() + self._context.config.retention.finished
-        self.disown(stream_id, generation)
+        self.disown(stream_id, generation, terminal)
         self.ends.fire(stream_id, generation, terminal)
         if terminal is not None and concerned:
             self._context.spawn(self._repair(stream_id, generation, terminal), f"natsjobs repair {stream_id}")
@@ -270,9 +279,15 @@ class Runs:
             await put_active(self._context, run.job)  # its TTL is the same, and must not lapse before
             run.touched_at = time.monotonic()
 
+    @property
+    def queued(self) -> int:
+        """Events that were emitted here and are not stored yet. May be asked for from another thread."""
+        return sum(appender.queued for appender in list(self._appenders.values()))
+
     def close(self) -> None:
         """Forget everything; nothing is written."""
-        self.owned.clear()
+        for key in list(self.owned):
+            self.disown(*key)
         self._newest.clear()
         self._watched.clear()
         self._appenders.clear()

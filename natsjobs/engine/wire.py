@@ -30,6 +30,8 @@ import msgspec
 
 from natsjobs.errors import EventTooLargeError, InvalidCursorError, InvalidEventError
 from natsjobs.models import EndReason, EventType, JobStatus
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -84,15 +86,21 @@ def decode(body: bytes) -> Entry | None:
     try:
         entry = _decoder.decode(body)
     except UNREADABLE:
-        _log.warning("skipped a message in an event log that is not ours: %.80r", body)
+        _skipped("skipped a message in an event log that is not ours: %.80r", body)
         return None
     if not 0 <= entry.index <= _MOST_EVENTS or (entry.part is not None and not 0 <= entry.part[0] < entry.part[1]):
-        _log.warning("skipped a message in an event log with impossible numbers: %.80r", body)
+        _skipped("skipped a message in an event log with impossible numbers: %.80r", body)
         return None
     if entry.type in {"part", "final"} and (entry.part is None or bytes(memoryview(entry.data)[:1]) != b'"'):
-        _log.warning("skipped a piece in an event log that is no text: %.80r", body)
+        _skipped("skipped a piece in an event log that is no text: %.80r", body)
         return None
     return entry
+
+
+def _skipped(words: str, body: bytes) -> None:
+    _log.warning(words, body)
+    if hub.on:
+        hub.add(measures.GARBAGE, 1, "log")
 
 
 def encode_event(event: Any, *, limit: int, enc_hook: Any = None) -> bytes:
