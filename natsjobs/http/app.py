@@ -21,6 +21,7 @@ from natsjobs.http.access import Authorize
 from natsjobs.http.chat import Chat
 from natsjobs.http.desk import Desk, OnAbort
 from natsjobs.http.figures import Figures
+from natsjobs.http.openapi import Description
 from natsjobs.http.settings import GatewayConfig
 from natsjobs.http.streams import Streams
 from natsjobs.manager import JobManager
@@ -61,7 +62,7 @@ class Gateway:
             Route("/readyz", self._readyz, methods=["GET"]),
         ]
         self._app = Starlette(
-            routes=routes,
+            routes=[*routes, Description(routes).route],
             middleware=_cors(desk.config.origins),
             exception_handlers={
                 NatsJobsError: problems.of_library,
