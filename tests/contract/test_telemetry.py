@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from gateways import get
 from making import rest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -137,6 +138,35 @@ async def test_a_failing_background_task_is_counted(jobs, value):
     await eventually(lambda: value("natsjobs_task_failures_total") == 1)
 
 
+async def test_losses_and_rivals_are_counted(replica, replica_b, backend, value):
+    """A connection that breaks, a live path that is silent, another writer, an owner that says nothing."""
+    store, transport = replica.store, replica.transport
+    job = await store.create_job("s", "alice")
+    async with replica_b.manager.subscribe("s") as events:
+        await transport.emit_chunk("s", 0)
+        await transport.flush("s")
+        assert (await anext(events)).data == 0
+        await replica_b.lose_live_messages()
+        looks = value("natsjobs_looks_total")
+        await replica_b.store.append_chunk("s", 1)
+        await transport.emit_chunk("s", 2)
+        await transport.flush("s")
+        assert [(await anext(events)).data for _ in range(2)] == [1, 2]
+        assert value("natsjobs_looks_total") > looks
+    assert value("natsjobs_appends_total", outcome="refused") >= 1
+    await replica_b.drop_connection()
+    await eventually(lambda: value("natsjobs_reconnects_total") >= 1)
+    await backend.put_record("garbage", "job", "t")
+    await backend.put_record({"input_tokens": "many"}, "usage", "s", job.generation, "e")
+    assert await replica_b.store.get_job("t") is None
+    assert value("natsjobs_garbage_total", place="record") >= 1
+    await replica.kill()
+    assert not (await replica_b.manager.abort("s")).acknowledged
+    assert value("natsjobs_aborts_total", outcome="unacknowledged") == 1
+    assert value("natsjobs_garbage_total", place="usage") >= 1
+    await eventually(lambda: value("natsjobs_connected") == 1)
+
+
 # -- traces -----------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +290,17 @@ async def test_the_gateway_serves_what_happened(open_gateway, jobs):
     (sent,) = [line for line in lines if line.startswith("natsjobs_http_feed_size_bytes_total")]
     assert float(sent.split()[1]) > 20
     assert "secret" not in answer.text
+
+
+async def test_clients_that_are_shown_out_are_counted(open_gateway, jobs, value):
+    """Those who take nothing, and those who never stop talking."""
+    gate = await open_gateway(jobs, config=GatewayConfig(request_bytes=1000))
+    async with jobs.start("s", user_id="alice"):
+        _, writer = await gate.raw(get("/streams/s/events", "Content-Length: 100000"))
+        await eventually(lambda: value("natsjobs_http_feeds") == 1)
+        writer.write(b"x" * 5000)
+        await eventually(lambda: value("natsjobs_http_cut_total") == 1)
+        writer.close()
 
 
 async def test_figures_are_for_whom_the_hook_lets_observe(open_gateway, jobs):
