@@ -13,6 +13,9 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
+
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
@@ -70,3 +73,5 @@ class Tasks:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             _log.error("background task %s failed", task.get_name(), exc_info=exc)
+            if hub.on:
+                hub.add(measures.TASK_FAILURES)

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from natsjobs import __version__
-from natsjobs.cli import jobs, namespace, pipe, serve
+from natsjobs.cli import doctor, jobs, namespace, pipe, serve
 from natsjobs.cli.demo import command
 from natsjobs.cli.login import InboxPrefix, Login, Nkey, Password, TlsCa, TlsCert, TlsKey, Token, User
 from natsjobs.cli.options import Creds, Embedded, Namespace, Options, Server, set_up_logging
 
 # Plain texts instead of boxes: errors stay one line in logs, and help reads the same on a pipe.
-app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
 
 
 def _version(value: bool) -> None:
@@ -60,4 +60,5 @@ app.command("tail")(jobs.tail)
 app.command("pipe")(pipe.pipe)
 app.command("abort")(jobs.abort)
 app.command("setup")(namespace.setup)
+app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)

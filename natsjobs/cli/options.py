@@ -42,7 +42,7 @@ _SHELL = 128
 """What the shell adds to the number of the signal that ended a command."""
 _GRACE = 10.0
 
-_log = logging.getLogger("natsjobs.cli")
+_log = logging.getLogger(__name__)
 
 # The environment is read when the options of both places are merged: read by the parser, a variable would win over
 # an option that was given before the command's name.

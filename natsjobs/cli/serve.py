@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,14 @@ from natsjobs.cli.options import Creds, Embedded, Namespace, Options, Server, ru
 from natsjobs.errors import ConfigError
 
 _DEFAULT_HOST, _DEFAULT_PORT = "127.0.0.1", 8080
+
+
+class Metrics(StrEnum):
+    """Who gets /metrics."""
+
+    AUTHORIZED = "authorized"
+    OPEN = "open"
+    OFF = "off"
 
 
 def serve(
@@ -41,6 +50,10 @@ def serve(
     origin: Annotated[
         list[str] | None, typer.Option("--origin", metavar="URL", help="Pages of this origin may use it (CORS).")
     ] = None,
+    metrics: Annotated[
+        Metrics,
+        typer.Option("--metrics", help="Who gets /metrics: those whom the hook lets 'observe', everybody, or nobody."),
+    ] = Metrics.AUTHORIZED,
     server: Server = None,
     namespace: Namespace = None,
     creds: Creds = None,
@@ -57,17 +70,11 @@ def serve(
         from natsjobs.http.serving import serve as serve_until_cancelled
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"it needs {error.name}; run: pip install 'natsjobs[http]'") from error
-    if tokens is not None and authorize is not None:
-        raise typer.BadParameter("give --tokens or --authorize, not both")
     local = is_loopback(host)
-    if not local and tokens is None and authorize is None:
-        raise typer.BadParameter(
-            f"{host} can be reached from other machines, and anybody there could read and stop every job; "
-            "give --tokens FILE or --authorize MODULE:NAME, or leave out --host"
-        )
+    _check_access(host, tokens, authorize, local=local)
 
     async def work(jobs: JobManager) -> None:
-        config = GatewayConfig(origins=tuple(origin or ()))
+        config = GatewayConfig(origins=tuple(origin or ()), metrics=metrics.value)
         hook = _hook(jobs, tokens, authorize, config.origins)
         listener = listen(host, port)
         shown = f"[{host}]" if ":" in host else host
@@ -78,6 +85,16 @@ def serve(
         await serve_until_cancelled(app, listener, connections=config.connections + 500)
 
     run(Options.of(ctx, server, namespace, creds, embedded), work)
+
+
+def _check_access(host: str, tokens: Path | None, authorize: str | None, *, local: bool) -> None:
+    if tokens is not None and authorize is not None:
+        raise typer.BadParameter("give --tokens or --authorize, not both")
+    if not local and tokens is None and authorize is None:
+        raise typer.BadParameter(
+            f"{host} can be reached from other machines, and anybody there could read and stop every job; "
+            "give --tokens FILE or --authorize MODULE:NAME, or leave out --host"
+        )
 
 
 def _hook(jobs: JobManager, tokens: Path | None, authorize: str | None, origins: tuple[str, ...]) -> Any:

@@ -29,6 +29,8 @@ from natsjobs.engine.terminals import End
 from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError
 from natsjobs.interfaces import Callback
 from natsjobs.models import AbortResult, ContentPart, EndReason
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _PATHS = 4  # times timing.abort: after that a signal comes by neither of its two paths any more
 _CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request, nor half a message
@@ -206,6 +208,12 @@ class Aborts:
 
     async def abort(self, stream_id: str, generation: str | None, final_event: Any) -> AbortResult:
         """Stop the run wherever it is; afterwards a terminal record stands."""
+        result = await self._abort(stream_id, generation, final_event)
+        outcome = "acknowledged" if result.acknowledged else "unacknowledged"
+        hub.add(measures.ABORTS, 1, outcome if result.success else "refused")
+        return result
+
+    async def _abort(self, stream_id: str, generation: str | None, final_event: Any) -> AbortResult:
         context = self._context
         raw = wire.encode_event(final_event, limit=context.config.limits.event_bytes, enc_hook=context.config.enc_hook)
         record = await read_record(context, stream_id)

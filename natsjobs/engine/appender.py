@@ -25,6 +25,8 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
 from natsjobs.engine.terminals import End, Position
 from natsjobs.errors import EventTooLargeError, JobClosedError, PermissionDeniedError, StreamFullError, UnavailableError
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 GROUP_BYTES = 262_144
 """Largest group, so that a page of replay stays small and an owner's memory too."""
@@ -84,7 +86,7 @@ class Appender:
         if not self._room and self._has_room(len(raw)):
             return self._take(raw)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = (future, raw)
+        waiting, began = (future, raw), time.monotonic()
         self._room.append(waiting)
         self._kick()
         try:
@@ -95,6 +97,7 @@ class Appender:
         finally:
             if waiting in self._room:
                 self._room.remove(waiting)
+            hub.add(measures.BACKPRESSURE, time.monotonic() - began)
             self._let_in()
             if self.idle:
                 self._drained()
@@ -246,8 +249,11 @@ class Appender:
         return events
 
     def _leave(self, count: int, index: int) -> None:
-        for _ in range(min(count, len(self._queue))):
-            self._queued_bytes -= len(self._queue.popleft())
+        size = sum(len(self._queue.popleft()) for _ in range(min(count, len(self._queue))))
+        self._queued_bytes -= size
+        if hub.on:
+            hub.add(measures.EVENTS, count)
+            hub.add(measures.EVENT_BYTES, size)
         before, self._stored = self._stored, self._stored + count
         self.last_stored = time.monotonic()
         while self._flushers and self._flushers[0][0] <= self._stored:
@@ -389,6 +395,11 @@ class Appender:
     def owes(self) -> bool:
         """Events that it took were lost with the end of the generation: whoever flushes is to hear of it."""
         return self.closed is not None and self._stored < self._taken
+
+    @property
+    def queued(self) -> int:
+        """Events that are not stored yet."""
+        return len(self._queue)
 
     @property
     def idle(self) -> bool:

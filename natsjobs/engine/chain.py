@@ -24,6 +24,8 @@ from natsjobs.errors import (
     StreamFullError,
     UnavailableError,
 )
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 OVERHEAD = 2048  # headers and the JSON around the events
 _FENCE_TIME = 1.0  # against a writer at full speed no back-off for this long, or a terminal record never fits (C2)
@@ -69,8 +71,9 @@ class Chain:
             ConnectionLostError: The connection was given, and is closed.
         """
         # Once it has given up, the next call tries once: nobody waits `give_up` twice for the same outage.
-        spent = 0.0 if self._away_since is None else time.monotonic() - self._away_since
-        backoff, fast_until = Backoff(self._config.timing.give_up - spent), time.monotonic() + _FENCE_TIME
+        began = time.monotonic()
+        spent = 0.0 if self._away_since is None else began - self._away_since
+        backoff, fast_until = Backoff(self._config.timing.give_up - spent), began + _FENCE_TIME
         unsure = False
         while True:
             refusal: WrongSequenceError | None = None
@@ -80,26 +83,34 @@ class Chain:
                 )
             except WrongSequenceError as error:
                 refusal, self._away_since = error, None
+                _count("refused")
             except StreamMissingError:
                 raise FencedError(None) from None
             except ConnectionLostError as error:
                 error.outcome_unknown = unsure
                 raise
-            except (StreamFullError, PermissionDeniedError):
+            except StreamFullError:
+                _count("full")
+                raise
+            except PermissionDeniedError:
                 raise
             except EventTooLargeError:  # the server's limit was lowered; an earlier try may have landed before that
                 if unsure and (stored := await self._decide(body, after, None)) is not None:
                     return stored
                 raise
             except UnavailableError as error:
+                _count("undecided" if error.outcome_unknown else "unavailable")
                 self._away_since = self._away_since or time.monotonic()
                 unsure = unsure or error.outcome_unknown
                 if backoff.expired:
                     raise UnavailableError(str(error), outcome_unknown=unsure) from None
             else:
                 self.position, self._away_since = Position(seq, after), None
+                _count("stored", since=began)
                 return True
             if (refusal or unsure) and (stored := await self._decide(body, after, refusal)) is not None:
+                if stored:
+                    _count("stored", since=began)
                 return stored
             if refusal is None or refusal.last is None or time.monotonic() > fast_until:
                 if refusal is not None and backoff.expired:
@@ -161,3 +172,10 @@ class Chain:
                 first = first or self.position.seq
             else:
                 return first
+
+
+def _count(outcome: str, *, since: float | None = None) -> None:
+    if hub.on:
+        hub.add(measures.APPENDS, 1, outcome)
+        if since is not None:
+            hub.add(measures.APPEND_DURATION, time.monotonic() - since)

@@ -43,6 +43,7 @@ class Context:
         self.headroom = Headroom(link, every=config.timing.renew)
         self.tasks = Tasks()
         self._answers: set[asyncio.Task[Any]] = set()
+        self.readers = 0
         self.on_terminal: Callable[[str, str, wire.Terminal | None], None] = _ignore
 
     @property

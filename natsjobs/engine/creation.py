@@ -46,6 +46,8 @@ from natsjobs.errors import (
 )
 from natsjobs.interfaces import IfRunning
 from natsjobs.models import EndReason, Job
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Creation:
                     continue  # yet another create came between
             job = await self._begin(slot, previous, fixed, fields)
             if job is not None:
+                hub.add(measures.JOBS_STARTED)
                 self._content.forget(stream_id)
                 self._ledger.forget(stream_id)
                 await self._index(job)
@@ -121,6 +124,10 @@ class Creation:
         job = msgspec.convert(data, Job)
         seq = await self._open_log(stream_id, generation)
         self._runs.own(job, Position(seq, 0))
+        if hub.tracer is not None:
+            with hub.tracing() as tracer:
+                if trace := tracer.start_run((stream_id, generation), data):
+                    data["trace"] = trace
         try:
             await context.records.write(slot.key, data, expect=slot.revision, ttl=running_ttl(context))
         except BaseException as error:

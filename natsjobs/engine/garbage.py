@@ -11,6 +11,9 @@ import logging
 import time
 from collections import Counter
 
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
+
 _log = logging.getLogger(__name__)
 
 EVERY = 10.0
@@ -24,6 +27,8 @@ _silent_until: dict[str, float] = {}
 def skipped(kind: str, where: str, what: object) -> None:
     """Count something that is not ours. ``kind``: one of a few fixed names; ``where``: its subject, or why."""
     counts[kind] += 1
+    if hub.on:
+        hub.add(measures.GARBAGE, 1, kind)
     now = time.monotonic()
     if now >= _silent_until.get(kind, 0.0):
         _silent_until[kind] = now + EVERY

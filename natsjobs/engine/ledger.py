@@ -18,6 +18,8 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.errors import EventTooLargeError, InvalidArgumentError, InvalidEventError, NotOpenError
 from natsjobs.models import UsageMetadata, to_dict
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 from natsjobs.usage import usage_from
 
 _CLAIM_TTL = 3600.0
@@ -54,6 +56,7 @@ class Ledger:
             raise EventTooLargeError(size, limit, field="usage")
         key = self._context.subjects.record("usage", stream_id, generation, entry_id)
         await self._context.records.write(key, value, expect=0, ttl=self._context.config.retention.usage)
+        _measure((stream_id, generation), entry)
 
     async def unclaimed(self, stream_id: str, generation: str) -> list[UsageMetadata]:
         """What nobody has claimed."""
@@ -147,6 +150,15 @@ class Ledger:
             except BaseException:
                 recorded[:] = [other for other in recorded if other is not entry]
                 raise
+
+
+def _measure(run: tuple[str, str], entry: UsageMetadata) -> None:
+    if hub.on:
+        for kind, tokens in (("input", entry.input_tokens), ("output", entry.output_tokens)):
+            hub.add(measures.TOKENS, max(0, tokens or 0), kind)
+    if hub.tracer is not None:
+        with hub.tracing() as tracer:
+            tracer.add_usage(run, to_dict(entry))
 
 
 def _entry(slot: Slot) -> UsageMetadata:

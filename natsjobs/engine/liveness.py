@@ -30,6 +30,8 @@ from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoResponders
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
 from natsjobs.models import EndReason
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -102,8 +104,12 @@ class Liveness:
             await self.renew()
         except Exception as error:  # noqa: BLE001 - the ping still vouches for us; the next renewal tries again
             _log.info("lease not renewed: %s", error)
+            if hub.on:
+                hub.add(measures.LEASE_FAILURES)
 
     def _on_reconnect(self) -> None:
+        if hub.on:
+            hub.add(measures.RECONNECTS)
         self._context.spawn(self._renew_quietly(), "natsjobs lease after reconnect")
 
     def _on_request(self, message: Incoming) -> None:
@@ -232,6 +238,8 @@ class Liveness:
                 left.append((parts[2], str(generation)))
         if left:
             _log.warning("owner %s is gone; ending its %d jobs", owner, len(left))
+        if hub.on:
+            hub.add(measures.OWNERS_LOST)
         await self.end_lost(left)
 
     async def end_lost(self, runs: list[tuple[str, str]]) -> int:
@@ -250,6 +258,8 @@ class Liveness:
 
         ended = sum(await asyncio.gather(*(end(*run) for run in runs)))
         self.reaped += ended
+        if hub.on and ended:
+            hub.add(measures.JOBS_REAPED, ended)
         return ended
 
 

@@ -36,6 +36,8 @@ from natsjobs.errors import (
     UnavailableError,
 )
 from natsjobs.models import EventType, Job, StreamEvent
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class LogReader:
         self._replay: Replay | None = None
         self._doubts = 0
         self._fresh = False  # reading a generation from its start, and nothing was given yet
+        self._span: object = None
+        context.readers += 1
 
     # -- entering -----------------------------------------------------------------------------------------------
 
@@ -92,9 +96,21 @@ class LogReader:
         await self._check_start(cursor)
 
     def _enter(self, tail: Tail) -> None:
+        self._end_span()
         self._tail, self._generation = tail, tail.generation
+        if hub.tracer is not None:
+            with hub.tracing() as tracer:
+                record = self._record
+                data = record.data if record is not None and record.generation == tail.generation else {}
+                self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
         self._batch, self._replay, self._doubts = None, None, 0
         self._ahead.clear()
+
+    def _end_span(self) -> None:
+        span, self._span = self._span, None
+        if span is not None and hub.tracer is not None:
+            with hub.tracing() as tracer:
+                tracer.end_read(span, self._position)
 
     async def _check_start(self, cursor: wire.Cursor | None) -> None:
         """Find out on entering, not later, whether the next events are still there."""
@@ -257,6 +273,7 @@ class LogReader:
             replay = self._replay = Replay(self._position, max(self._seq - 1, 0))
         try:
             page = await patiently(lambda: events.page(scope, replay.seq + 1), limit=self._context.patience)
+            hub.add(measures.PAGES)
             if not page:  # a replica that lags, or an end: the leader decides
                 first = await patiently(lambda: events.next(scope, replay.seq + 1), limit=self._context.patience)
                 page = [first] if first is not None else []
@@ -359,6 +376,8 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
+        self._context.readers -= 1
+        self._end_span()
         try:
             if self._turns is not None:
                 await self._turns.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
 
 from natsjobs.config import Config
 from natsjobs.engine.aborts import Aborts
@@ -17,12 +18,14 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.creation import Creation
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.liveness import Liveness
-from natsjobs.engine.ports import Link, StreamMissingError
+from natsjobs.engine.ports import Link, StreamMissingError, StreamState
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.engine.terminals import End
 from natsjobs.engine.upkeep import Upkeep
 from natsjobs.errors import NatsJobsError, NotOpenError, UnavailableError
 from natsjobs.models import EndReason
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import Gauge, hub
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class Replica:
         self.upkeep = Upkeep(self.context, self.runs, self.liveness, self.content)
         self._users: set[object] = set()
         self._lock = asyncio.Lock()
+        self._states: dict[str, StreamState] = {}
 
     @property
     def config(self) -> Config:
@@ -61,6 +65,7 @@ class Replica:
                     await self._stop()
                     raise
             self._users.add(user)
+            hub.watch(self)
 
     async def close(self, user: object) -> None:
         """One user less; the last one stops everything. Runs of this replica must have ended before."""
@@ -77,11 +82,23 @@ class Replica:
             raise NotOpenError("this job store is not open: call `await store.initialize()` first")
         for what, stream in (("stream", self.context.link.events), ("bucket", self.context.link.records)):
             try:
-                await stream.state()
+                self._states["events" if what == "stream" else "jobs"] = await stream.state()
             except StreamMissingError as error:
                 raise UnavailableError(f"the {what} does not exist any more; run: natsjobs setup") from error
 
+    def gauges(self) -> Iterable[Gauge]:
+        """How this replica stands, for ``natsjobs.telemetry``."""
+        yield measures.JOBS_RUNNING, (), len(self.runs.owned)
+        yield measures.EVENTS_QUEUED, (), self.runs.queued
+        yield measures.READERS, (), self.context.readers
+        yield measures.CONNECTED, (), self.context.link.connected_since is not None
+        for name, state in list(self._states.items()):
+            yield measures.STREAM_SIZE, (name,), state.bytes
+            if state.max_bytes > 0:
+                yield measures.STREAM_LIMIT, (name,), state.max_bytes
+
     async def _stop(self) -> None:
+        hub.forget(self)
         await self.runs.drain()
         await asyncio.gather(self.liveness.stop(), self.context.answered())
         await self.aborts.close()

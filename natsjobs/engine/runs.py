@@ -38,6 +38,8 @@ from natsjobs.errors import (
     UnavailableError,
 )
 from natsjobs.models import EndReason, EventType, Job
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +84,14 @@ class Runs:
         self._newest[job.stream_id] = job.generation
         self._appenders[key] = self._appender(*key, position)
 
-    def disown(self, stream_id: str, generation: str) -> None:
-        """Forget a run that never became one, or has ended."""
+    def disown(self, stream_id: str, generation: str, terminal: wire.Terminal | None = None) -> None:
+        """Forget a run that never became one, or has ended (``terminal``)."""
         self.owned.pop((stream_id, generation), None)
+        if hub.tracer is not None:
+            with hub.tracing() as tracer:
+                status = terminal.status.value if terminal is not None else None
+                reason = terminal.reason.value if terminal is not None and terminal.reason is not None else None
+                tracer.end_run((stream_id, generation), status, reason)
         if self._newest.get(stream_id) == generation:
             del self._newest[stream_id]
 
@@ -213,6 +220,8 @@ class Runs:
         self.seen_end(stream_id, generation, terminal)
         if isinstance(appender, Appender) and terminal.writer == appender.writer:
             self.retired.append((time.monotonic() + self._context.config.retention.finished, *key))
+            if hub.on and terminal.request == end.request:
+                hub.add(measures.JOBS_ENDED, 1, terminal.status.value, terminal.reason.value if terminal.reason else "")
             if appender.late_end:
                 await self._context.link.bus.publish(self._context.subjects.wake(stream_id), b"{}")
         record = await self.mark_ended(stream_id, generation, terminal)
@@ -239,7 +248,7 @@ class Runs:
         if key in self.owned:
             self.over.pop(stream_id, None)  # so that the order is that of the times
             self.over[stream_id] = time.monotonic() + self._context.config.retention.finished
-        self.disown(stream_id, generation)
+        self.disown(stream_id, generation, terminal)
         self.ends.fire(stream_id, generation, terminal)
         if terminal is not None and concerned:
             self._context.spawn(self._repair(stream_id, generation, terminal), f"natsjobs repair {stream_id}")
@@ -296,6 +305,11 @@ class Runs:
             await put_active(self._context, run.job)  # its TTL is the same, and must not lapse before
             run.touched_at = time.monotonic()
 
+    @property
+    def queued(self) -> int:
+        """Events that were emitted here and are not stored yet. May be asked for from another thread."""
+        return sum(appender.queued for appender in list(self._appenders.values()))
+
     async def drain(self) -> None:
         """Store what is queued here, also for runs owned elsewhere; what cannot be is told in the log."""
         busy = [writer for writer in self._appenders.values() if writer.closed is None and not writer.idle]
@@ -311,7 +325,8 @@ class Runs:
         """Forget everything; nothing is written."""
         for writer in self._appenders.values():
             writer.stop_timer()
-        self.owned.clear()
+        for key in list(self.owned):
+            self.disown(*key)
         self._newest.clear()
         self._watched.clear()
         self._appenders.clear()

@@ -31,6 +31,8 @@ class Action(StrEnum):
     """Stop it."""
     LIST = "list"
     """List one user's jobs: ``stream_id`` is ``None``, the user is the id in the path, ``named_user(request)``."""
+    OBSERVE = "observe"
+    """See figures about the whole service (``/metrics``): ``stream_id`` is ``None``; nobody's id is in them."""
 
 
 Authorize: TypeAlias = Callable[[Request, str | None, Action], object]

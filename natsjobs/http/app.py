@@ -20,6 +20,8 @@ from natsjobs.http import problems, requests
 from natsjobs.http.access import Authorize
 from natsjobs.http.chat import Chat
 from natsjobs.http.desk import Desk, OnAbort
+from natsjobs.http.figures import Figures
+from natsjobs.http.openapi import Description
 from natsjobs.http.settings import GatewayConfig
 from natsjobs.http.streams import Streams
 from natsjobs.manager import JobManager
@@ -51,14 +53,16 @@ class Gateway:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._figures = Figures(desk)
         routes: list[BaseRoute] = [
             *Streams(desk).routes(),
             *Chat(desk).routes(),
+            *self._figures.routes(),
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
         ]
         self._app = Starlette(
-            routes=routes,
+            routes=[*routes, Description(routes).route],
             middleware=_cors(desk.config.origins),
             exception_handlers={
                 NatsJobsError: problems.of_library,
@@ -72,13 +76,16 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "http":
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with self._figures.counting(send) as counted:
             try:
                 scope = requests.exact(scope)
             except HTTPException as error:
-                await (await problems.of_http(Request(scope), error))(scope, receive, send)
+                await (await problems.of_http(Request(scope), error))(scope, receive, counted)
                 return
-        await self._app(scope, receive, send)
+            await self._app(scope, receive, counted)
 
     @property
     def open_streams(self) -> int:
@@ -91,6 +98,7 @@ class Gateway:
         Clients connect again, to another replica, and miss nothing. No job is touched.
         """
         self._desk.feeds.close()
+        self._figures.close()
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:

@@ -24,6 +24,8 @@ from natsjobs.http.delivery import Delivery, Start
 from natsjobs.http.problems import nothing
 from natsjobs.http.settings import GatewayConfig
 from natsjobs.interfaces import EventReader
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class Feed:
             except* _CutError as cuts:
                 _log.info("a reader of job %r was cut: %s", self._stream_id, cuts.exceptions[0])
                 self._broken = True
+                hub.add(measures.HTTP_CUT)
             except* _StoppedError:
                 _log.debug("a reader of job %r was sent away", self._stream_id)
             finally:
@@ -183,6 +186,8 @@ class Feed:
         try:
             async with asyncio.timeout(self._config.send_timeout):
                 await send({"type": "http.response.body", "body": data, "more_body": more})
+                if hub.on:
+                    hub.add(measures.HTTP_FEED_BYTES, len(data))
         except OSError as error:  # some servers say it here; a time-out is an OSError, too
             if not isinstance(error, TimeoutError):
                 raise _LeftError from None

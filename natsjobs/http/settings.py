@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -24,6 +25,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         buffer_bytes: Waiting for one client, beyond what the socket holds; then its reader waits.
         heartbeat: A comment is sent after this much silence, at most 15.
         retry: How long ``EventSource`` waits before it connects again.
+        metrics: Who gets ``/metrics``: ``"authorized"``: whom the hook lets ``OBSERVE``; ``"open"``: everybody who
+            can connect, for a scraper on a network that is trusted; ``"off"``: nobody.
         origins: Web pages of other origins that may use the gateway (CORS); ``("*",)``: all, without cookies.
 
     Raises:
@@ -38,6 +41,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     buffer_bytes: int = 65_536
     heartbeat: float = 10.0
     retry: float = 1.0
+    metrics: Literal["authorized", "open", "off"] = "authorized"
     origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,5 +54,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(name, f"must be a number of seconds above 0, not {value}")
         if self.heartbeat > LONGEST_HEARTBEAT:
             raise ConfigError("heartbeat", f"must be {LONGEST_HEARTBEAT:g} seconds or less, not {self.heartbeat:g}")
+        if self.metrics not in ("authorized", "open", "off"):
+            raise ConfigError("metrics", f'must be "authorized", "open" or "off", not {self.metrics!r}')
         if not (math.isfinite(self.retry) and self.retry >= 0):
             raise ConfigError("retry", f"must be a number of seconds, not {self.retry}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +21,7 @@ from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import NatsJobsError, UnsupportedServerError
 from natsjobs.jetstream.bus import NatsBus
 from natsjobs.jetstream.connecting import Dialer
+from natsjobs.jetstream.inspection import Inspection
 from natsjobs.jetstream.setup import Setup, api_prefix, settings_of
 from natsjobs.jetstream.stream import NatsStream
 from natsjobs.jetstream.wire import Wire
@@ -119,6 +121,20 @@ class NatsLink:
             self._holders -= 1
             if self._holders == 0:
                 await self._wire.stop()
+
+    @asynccontextmanager
+    async def visit(self) -> AsyncGenerator[Inspection]:
+        """Connect, to look and not to touch: nothing is created, and what is missing stays missing.
+
+        Raises:
+            UnavailableError: No answer within ``timing.request``, or the credentials were refused.
+            ConfigError: nats-py refuses an option.
+        """
+        await self._wire.start(self._config.timing.request)
+        try:
+            yield Inspection(self._wire, self._config)
+        finally:
+            await self._wire.stop()
 
     async def _open(self) -> None:
         await self._wire.start(self._config.timing.request)

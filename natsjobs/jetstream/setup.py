@@ -30,7 +30,7 @@ Settings = dict[str, Any]
 _SECOND = 1_000_000_000
 MARKER_TTL = 60
 """Seconds that the marker of a lapsed TTL stays in the bucket: long enough to be seen, short enough not to pile up."""
-_NEVER = 2**53
+NEVER = 2**53
 """A sequence no stream reaches: an append that expects it is refused, by a stream that works."""
 _FIRST_PAUSE = 0.05
 _SMALLEST_BUCKET = 1_048_576
@@ -274,7 +274,7 @@ class Setup:
         The append that tells is one that the stream must refuse, so nothing is stored.
         """
         probe = f"{subjects.removesuffix('>')}natsjobs.setup.probe"
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(_NEVER)}
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(NEVER)}
 
         def take(body: bytes, headers: bytes) -> bool:
             error = _answer.decode(body).error if not status_of(headers) else None

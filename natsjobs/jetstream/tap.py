@@ -331,6 +331,12 @@ def drop_socket(nc: Client) -> None:
         writer.transport.abort()
 
 
+def server_info(nc: Client) -> Mapping[str, Any]:
+    """What the server of this connection said of itself when it was made."""
+    inner: Any = nc
+    return dict(inner._server_info)
+
+
 def header_bytes(headers: Mapping[str, str]) -> bytes:
     """Headers as they go over the wire."""
     return "".join(["NATS/1.0\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items()), "\r\n"]).encode()

@@ -17,6 +17,7 @@ from natsjobs.errors import JobClosedError, NotOpenError, StreamFullError
 from natsjobs.manager.interrupt import outlast
 from natsjobs.manager.outcome import CANCELLED, SHUTDOWN, Backend, Ending, Outcome, completed, failed
 from natsjobs.models import Job, JobFields, JobStatus, RunStep, UsageMetadata
+from natsjobs.telemetry.listening import hub
 
 
 class JobRun:
@@ -177,6 +178,7 @@ class RunBlock:
         self._given_up: Ending | None = None
         self._body_left = False
         self._holds = ExitStack()
+        self._leave_span: Callable[[], None] | None = None
 
     async def __aenter__(self) -> JobRun:
         if self.task is not None:
@@ -195,6 +197,9 @@ class RunBlock:
         except BaseException:
             self._leave()
             raise
+        if hub.tracer is not None:
+            with hub.tracing() as tracer:
+                self._leave_span = tracer.enter_run((self.stream_id, outcome.job.generation))
         outcome.interrupt.arm(task)
         return JobRun(outcome)
 
@@ -312,6 +317,8 @@ class RunBlock:
         return cut or later
 
     def _leave(self) -> None:
+        if self._leave_span is not None and self.is_here:
+            self._leave_span()
         self._blocks.discard(self)
         self._on_left()
         self._holds.close()

@@ -615,3 +615,25 @@ async def test_version_and_script(cli: Cli) -> None:
     script = Path(sys.executable).with_name("natsjobs")
     done = subprocess.run([script, "--version"], env=cli.env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"natsjobs {natsjobs.__version__}\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_shells_can_complete_commands(cli: Cli, shell: str) -> None:
+    """The script for the shell comes with the command, and what it asks for is answered without a server."""
+    cli.env |= {"NATS_URL": "nats://127.0.0.1:1", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    showing = cli.start("--show-completion", shell)
+    cli.env |= {
+        "_NATSJOBS_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "natsjobs d",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "natsjobs d",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    status, words, err = await cli.run()
+    assert (status, err) == (0, "")
+    assert "doctor" in words
+    assert "demo" in words
+    assert "setup" not in words
+    status, script, err = await showing.finish()
+    assert (status, err) == (0, "")
+    assert "_NATSJOBS_COMPLETE" in script

@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "natsjobs"
 
 LAYERS = [
+    {"telemetry"},
     {"models", "tasks"},
     {"errors"},
     {"config"},
-    {"content", "usage", "telemetry"},
+    {"content", "usage"},
     {"interfaces"},
     {"engine"},
     {"jetstream", "memory", "embedded"},
@@ -46,6 +47,9 @@ OPTIONAL = {
     "pytest",
 }
 """Libraries of extras: found only when somebody asks for what needs them."""
+
+EXPORTERS = {"natsjobs.telemetry.scrape", "natsjobs.telemetry.tracing"}
+"""Modules that stand on such a library, and are themselves imported only where they are used."""
 
 
 def name_of(path: Path) -> str:
@@ -105,25 +109,30 @@ def test_only_one_folder_knows_nats_py(name):
         assert [other for other in imported(name) if other.split(".")[0] == "nats"] == []
 
 
+def _is_for_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_optional_libraries_are_imported_where_they_are_used(name):
     """Inside functions, or in a folder of their own that nothing below imports."""
-    if unit_of(name) in {"cli", "http", "testing", "pytest_plugin"}:
+    optional = EXPORTERS if unit_of(name) in {"cli", "http", "testing", "pytest_plugin"} else OPTIONAL | EXPORTERS
+    if name in EXPORTERS:
         return
     top = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Import | ast.ImportFrom)]
     inside = {
         id(node)
-        for function in ast.walk(TREES[name])
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for block in ast.walk(TREES[name])
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef) or _is_for_checkers(block)
+        for node in ast.walk(block)
     }
     outside = [node for node in top if id(node) not in inside]
-    roots = {
-        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
+    modules = {
+        (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
         for node in outside
         for alias in node.names
     }
-    assert roots & OPTIONAL == set()
+    assert (modules | {module.split(".")[0] for module in modules}) & optional == set()
 
 
 def test_there_are_no_import_cycles():
