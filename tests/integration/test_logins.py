@@ -270,6 +270,9 @@ async def test_a_url_that_cannot_be_one_is_an_error_without_its_password(
     with pytest.raises(NatsJobsError) as failed:
         await soon(natsjobs.connect(url, config=config(request=0.5)).__aenter__())
     texts.error(failed.value)
+    if any(part in url for part in ("not-a-port", "[::1", "ftp:", ":bad")):
+        assert isinstance(failed.value, ConfigError)
+        assert "is no address" in str(failed.value)
     logging.getLogger("natsjobs").debug("so that there is a line")
     texts.check(["se-cret", "se-cre", "other"], caplog)
 
