@@ -56,7 +56,7 @@ class Appender:
         """Why the last events of this generation are missing, if they are."""
         self._link, self._config, self._tasks, self._on_closed = context.link, context.config, context.tasks, on_closed
         self._headroom = context.headroom
-        self._chain = Chain(context.link, context.subjects, context.config, stream_id, generation, position)
+        self._chain = Chain(context, stream_id, generation, position)
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._taken = 0  # events ever queued
@@ -188,7 +188,7 @@ class Appender:
         try:
             await self._store_group()
         except FencedError as fenced:
-            self._close(fenced.terminal)
+            self.fence(fenced.terminal)
         except UnavailableError as error:
             self._fail(error)
         except Exception as error:
@@ -216,7 +216,7 @@ class Appender:
             if self._pending is None:
                 events = self._group()
                 if not events:
-                    await self._append_large(chain.log, "part", self._queue[0])
+                    await chain.append_parts(chain.log, "part", self._queue[0])
                     self._leave(1, chain.position.index - 1)
                     return
                 await self._headroom.admit(sum(map(len, events)))
@@ -233,10 +233,6 @@ class Appender:
                 self._leave(count, index)
                 return
 
-    async def _append_large(self, subject: str, kind: str, raw: bytes) -> int:
-        await self._headroom.admit(len(raw))
-        return await self._chain.append_parts(subject, kind, raw)
-
     def _group(self) -> list[bytes]:
         """Events for one message; empty: the first is too large for one."""
         limit = min(GROUP_BYTES, self._link.max_payload - OVERHEAD)
@@ -251,9 +247,8 @@ class Appender:
     def _leave(self, count: int, index: int) -> None:
         size = sum(len(self._queue.popleft()) for _ in range(min(count, len(self._queue))))
         self._queued_bytes -= size
-        if hub.on:
-            hub.add(measures.EVENTS, count)
-            hub.add(measures.EVENT_BYTES, size)
+        hub.add(measures.EVENTS, count)
+        hub.add(measures.EVENT_BYTES, size)
         before, self._stored = self._stored, self._stored + count
         self.last_stored = time.monotonic()
         while self._flushers and self._flushers[0][0] <= self._stored:
@@ -290,9 +285,9 @@ class Appender:
             await self._drain()
             if self.closed is None:
                 try:
-                    self._close(await self._store_end(end))
+                    self.fence(await self._store_end(end))
                 except FencedError as fenced:
-                    self._close(fenced.terminal)
+                    self.fence(fenced.terminal)
         if self.terminal is None:
             raise self.closed or JobClosedError(self.stream_id, self.generation)
         return self.terminal
@@ -312,7 +307,7 @@ class Appender:
                     body = wire.tombstone_body("cleared", index, chain.writer)
                     stored = await chain.append(chain.log, body, after=index, rollup=True)
                 except FencedError as fenced:
-                    raise self._close(fenced.terminal) from None
+                    raise self.fence(fenced.terminal) from None
                 finally:
                     self._busy = False
                     self._kick()
@@ -345,7 +340,7 @@ class Appender:
                 kind, data = fitting(kind, data, self.refused, most=inline)
             large = len(data) > inline
             try:
-                first = await self._append_large(chain.end, "final", data) if large else 0
+                first = await chain.append_parts(chain.end, "final", data) if large else 0
             except StreamFullError as error:
                 self.refused = error
                 continue
@@ -364,8 +359,8 @@ class Appender:
                 assert entry is not None
                 return chain.landed or wire.Terminal.of(entry, chain.position.seq, data)
 
-    def _close(self, terminal: wire.Terminal | None) -> JobClosedError:
-        """No more writes: tell everybody who waits, and the replica, once."""
+    def fence(self, terminal: wire.Terminal | None) -> JobClosedError:
+        """A terminal record was seen (``None``: the log is gone): no more writes. Tell who waits, and the replica, once."""
         if self.closed is None:
             self.terminal = terminal
             status, reason = (terminal.status, terminal.reason) if terminal else (None, None)
@@ -376,10 +371,6 @@ class Appender:
             self._fail(self.closed)
             self._on_closed(terminal)
         return self.closed
-
-    def fence(self, terminal: wire.Terminal | None) -> None:
-        """Somebody else's terminal record was seen (``None``: the log is gone)."""
-        self._close(terminal)
 
     @property
     def writer(self) -> str:

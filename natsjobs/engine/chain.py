@@ -11,11 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 
-from natsjobs.config import Config
 from natsjobs.engine import wire
+from natsjobs.engine.context import Context
 from natsjobs.engine.patience import Backoff, patiently
-from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
-from natsjobs.engine.subjects import Subjects
+from natsjobs.engine.ports import Message, StreamMissingError, WrongSequenceError
 from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
 from natsjobs.errors import (
     ConnectionLostError,
@@ -42,17 +41,16 @@ class FencedError(Exception):
 class Chain:
     """The end of one generation's log, as one writer sees it. Never two appends at once."""
 
-    def __init__(
-        self, link: Link, subjects: Subjects, config: Config, stream_id: str, generation: str, position: Position
-    ) -> None:
+    def __init__(self, context: Context, stream_id: str, generation: str, position: Position) -> None:
         """Behind ``position``."""
+        subjects = context.subjects
         self.writer = wire.random_token()
         self.position = position
         self.log, self.end = subjects.log(stream_id, generation), subjects.end(stream_id, generation)
         self.landed: wire.Terminal | None = None
         """Our own terminal record, when it was found in the log after its acknowledgement had been lost."""
         self._scope = subjects.scope(stream_id, generation)
-        self._link, self._config = link, config
+        self._link, self._config, self._headroom = context.link, context.config, context.headroom
         self._away_since: float | None = None
 
     async def append(  # noqa: C901 - one branch per outcome of a write
@@ -152,8 +150,9 @@ class Chain:
     async def append_parts(self, subject: str, kind: str, raw: bytes) -> int:
         """Append a value in pieces that follow each other; the sequence of piece 0. Raises as ``append`` does.
 
-        An interrupted run of pieces is void and starts again from piece 0 (B2).
+        An interrupted run of pieces is void and starts again from piece 0 (B2). There must be room for all (B8).
         """
+        await self._headroom.admit(len(raw))
         while True:
             limit = self._link.max_payload
             # A piece becomes a JSON string, and quoting at most doubles it.

@@ -72,7 +72,7 @@ async def find_terminal(link: Link, end_subject: str, newest: Message) -> wire.T
         newest, entry = behind, wire.decode(behind.body)
         if entry is None:
             return await _first_terminal(link, end_subject, newest.seq)
-    if entry is None or entry.type not in wire.TERMINAL or newest.subject != end_subject:
+    if entry.type not in wire.TERMINAL or newest.subject != end_subject:
         return None
     return await read_terminal(link, newest, entry)
 

@@ -15,7 +15,7 @@ from waiting import emit_stored, take
 
 from natsjobs.errors import UnavailableError
 from natsjobs.jetstream import NatsLink
-from natsjobs.jetstream import wire as wiring
+from natsjobs.jetstream import connection as wiring
 
 JETSTREAM = 'jetstream: {store_dir: "$STORE"}\n'
 
