@@ -90,6 +90,8 @@ def test_sizes_are_whole_numbers(field):
         ({"enc_hook": {}}, "enc_hook"),
         ({"allow_loss": "false"}, "allow_loss"),
         ({"allow_loss": None}, "allow_loss"),
+        ({"create": "no"}, "create"),
+        ({"create": None}, "create"),
         ({"retention": None}, "retention"),
         ({"limits": {}}, "limits"),
         ({"timing": Retention()}, "timing"),
@@ -137,12 +139,12 @@ def test_settings_that_fit_are_taken(settings):
 def test_the_environment_can_set_everything_that_is_text():
     """All but the callables; each number by the name of its part."""
     names = {"NATSJOBS_NAMESPACE": "other", "NATSJOBS_REPLICAS": "3", "NATSJOBS_STORAGE": "memory"}
-    names |= {"NATSJOBS_DOMAIN": "leaf", "NATSJOBS_ALLOW_LOSS": "yes"}
+    names |= {"NATSJOBS_DOMAIN": "leaf", "NATSJOBS_ALLOW_LOSS": "yes", "NATSJOBS_CREATE": "off"}
     defaults = {name: getattr(getattr(Config(), name.split(".")[0]), name.split(".")[1]) for name in NUMBERS}
     env = names | {f"NATSJOBS_{name.upper().replace('.', '_')}": str(value) for name, value in defaults.items()}
     config = Config.from_env(env)
     assert (config.namespace, config.replicas, config.storage) == ("other", 3, "memory")
-    assert (config.domain, config.allow_loss) == ("leaf", True)
+    assert (config.domain, config.allow_loss, config.create) == ("leaf", True, False)
     assert (config.retention, config.limits, config.timing) == (Retention(), Limits(), Timing())
     assert type(config.limits.event_bytes) is int
     assert Config.from_env({"NATSJOBS_TIMING_LEASE": "7.5"}).timing.lease == 7.5
