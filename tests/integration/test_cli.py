@@ -540,7 +540,6 @@ async def test_setup_prints_its_settings_for_those_who_make_streams_themselves(c
     assert (status, [json.loads(line) for line in out.splitlines()]) == (0, list(settings_of(wanted)))
     status, out, _ = await cli.run("setup", "--print", "nack")
     assert (status, out) == (0, as_nack(wanted))
-    refused(await cli.run("setup", "--print", "terraform"), 2)
 
 
 async def test_with_create_off_a_missing_namespace_is_named(cli: Cli) -> None:
