@@ -1,4 +1,4 @@
-"""The operator's guide: its links lead somewhere, its `nats` lines run with the real CLI, its settings are all there."""
+"""The operator's guide: its links lead somewhere, its `nats` lines run with the real CLI, and its settings."""
 
 from __future__ import annotations
 
