@@ -16,7 +16,7 @@ from natsjobs.config import Config, _env_names
 from natsjobs.jetstream.manifests import as_nack
 
 # Kinds of operators that are not part of Kubernetes: its schemas do not know them.
-CUSTOM = {"Stream", "ServiceMonitor", "PrometheusRule"}
+CUSTOM = {"Stream", "ServiceMonitor", "PodMonitor", "PrometheusRule"}
 # Rules of the security linter that cannot hold here, and why.
 SKIPPED = {
     "CKV_K8S_43": "a digest belongs to the image that you build; overlays set it",
@@ -28,7 +28,7 @@ TRY_ONLY = {
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
 # Variables of the connection that commands and workers read.
 CONNECTION = {"NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_INBOX_PREFIX"}
-WORKER = {"GRACE", "ALIVE"}
+WORKER = {"GRACE", "ALIVE", "METRICS_PORT"}
 
 
 def test_every_kustomization_builds() -> None:

@@ -98,7 +98,7 @@ class Asker:
 
 
 async def read(stack: Stack, chat: str) -> list[Any]:
-    """Everything of a job, as an EventSource behind a balancer reads it: on any gateway that answers, with its cursor."""
+    """Everything of a job, as an EventSource behind a balancer reads it: at any gateway, with its cursor."""
     seen: list[Any] = []
     cursor, turn = "", 0
     async with httpx.AsyncClient(timeout=httpx.Timeout(30)) as client:

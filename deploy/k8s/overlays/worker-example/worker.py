@@ -6,8 +6,8 @@ generation; the answer itself is read at a gateway. Replace ``answer`` by a call
 
 On SIGTERM (a rolling update, a node that is drained) it takes no more prompts, gives the open runs ``GRACE`` seconds,
 and ends the rest with a terminal record that says so: error, shutdown. Environment: ``NATS_URL``, those of
-``CREDENTIALS``, ``NATS_CA``, ``NATS_INBOX_PREFIX``, ``NATSJOBS_*``, ``GRACE``, and ``ALIVE``: a file that is touched
-while the event loop turns, for the probes.
+``CREDENTIALS``, ``NATS_CA``, ``NATS_INBOX_PREFIX``, ``NATSJOBS_*``, ``GRACE``, ``METRICS_PORT`` (Prometheus), and
+``ALIVE``: a file that is touched while the event loop turns, for the probes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import natsjobs.telemetry
+import prometheus_client
 from nats.aio.msg import Msg
 
 import natsjobs
@@ -70,6 +72,9 @@ async def main() -> None:
     async def closed() -> None:
         stop.set()
 
+    if port := os.environ.get("METRICS_PORT"):
+        natsjobs.telemetry.prometheus()
+        prometheus_client.start_http_server(int(port))
     url = os.environ.get("NATS_URL", "nats://localhost:4222")
     nc = await nats.connect(url.split(","), closed_cb=closed, **connection())
     async with natsjobs.connect(nc=nc) as jobs:
