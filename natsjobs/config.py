@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 
@@ -116,6 +116,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """
     allow_loss: bool = False
     """Accept ``storage="memory"`` with one replica."""
+    create: bool = True
+    """Create stream and bucket when they are missing. ``False`` where something else owns them (NACK, Terraform)."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -159,6 +161,7 @@ _PLAIN_ENV: dict[str, type] = {
     "domain": str,
     "max_bytes": int,
     "allow_loss": bool,
+    "create": bool,
 }
 
 
@@ -211,8 +214,9 @@ def _check_plain(config: Config) -> None:
     for field in ("fold", "enc_hook"):
         if (hook := getattr(config, field)) is not None and not callable(hook):
             raise ConfigError(field, f"{hook!r} cannot be called")
-    if not isinstance(cast("Any", config.allow_loss), bool):
-        raise ConfigError("allow_loss", f"{config.allow_loss!r} is neither True nor False")
+    for field in ("allow_loss", "create"):
+        if not isinstance(value := getattr(config, field), bool):
+            raise ConfigError(field, f"{value!r} is neither True nor False")
 
 
 def _check_part(config: Config, part: str, kind: type[msgspec.Struct]) -> None:

@@ -10,22 +10,36 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 
-from natsjobs.cli.options import AsJson, Creds, Embedded, Namespace, Options, Server, run_at
+from natsjobs.cli.options import AsJson, Creds, Embedded, Namespace, Options, Server, guard, run_at
 from natsjobs.cli.output import age, emit_json, print_fields, size, span
 from natsjobs.config import Config
 from natsjobs.engine.ports import NoReplyError, NoRespondersError, Stream
 from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import UnavailableError
 from natsjobs.jetstream import NatsLink
+from natsjobs.jetstream.manifests import as_json as settings_as_json
+from natsjobs.jetstream.manifests import as_nack
 from natsjobs.jetstream.setup import api_prefix
+
+
+class Form(StrEnum):
+    """For whom ``--print`` writes."""
+
+    json = "json"
+    nack = "nack"
 
 
 def setup(
     ctx: typer.Context,
+    print_: Annotated[
+        Form | None,
+        typer.Option("--print", help="Print the settings and do nothing: for `nats stream add --config`, or for NACK."),
+    ] = None,
     as_json: AsJson = False,
     server: Server = None,
     namespace: Namespace = None,
@@ -38,6 +52,8 @@ def setup(
     that fixes it.
     """
     options = Options.of(ctx, server, namespace, creds, embedded)
+    if print_ is not None:
+        raise typer.Exit(guard(lambda: _print_settings(options.config(), print_)))
 
     async def work(servers: list[str], config: Config) -> int:
         async with opened(servers, config, **options.connect_options()) as link:
@@ -53,6 +69,11 @@ def setup(
         return 0
 
     run_at(options, work)
+
+
+def _print_settings(config: Config, form: Form) -> int:
+    print(as_nack(config).rstrip() if form is Form.nack else settings_as_json(config))
+    return 0
 
 
 @asynccontextmanager

@@ -360,7 +360,7 @@ class Appender:
                 return chain.landed or wire.Terminal.of(entry, chain.position.seq, data)
 
     def fence(self, terminal: wire.Terminal | None) -> JobClosedError:
-        """A terminal record was seen (``None``: the log is gone): no more writes. Tell who waits, and the replica, once."""
+        """A terminal record was seen (``None``: the log is gone): tell everybody who waits, and the replica, once."""
         if self.closed is None:
             self.terminal = terminal
             status, reason = (terminal.status, terminal.reason) if terminal else (None, None)

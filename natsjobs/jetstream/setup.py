@@ -188,6 +188,7 @@ class Setup:
         """Nothing is sent before ``ensure``."""
         self._wire = wire
         self._limit = config.timing.request
+        self._may_create = config.create
         self._prefix = api_prefix(config)
 
     async def ensure(self, wanted: Settings) -> str:
@@ -211,6 +212,11 @@ class Setup:
 
     async def _create(self, wanted: Settings, deadline: float) -> _Answer:
         name = wanted["name"]
+        if not self._may_create:
+            raise UnsupportedServerError(
+                f"the stream {name} is missing, and with create off it is not made here; let whoever owns the streams "
+                "make it (`natsjobs setup --print nack` or `--print json` says how), or run `natsjobs setup`"
+            )
         body = msgspec.json.encode(wanted)
         try:
             answer = await self._until(deadline, lambda: self._ask("CREATE", name, body))

@@ -23,6 +23,8 @@ from waiting import eventually, soon
 
 import natsjobs
 from natsjobs import Config, JobManager, JobRun, embedded
+from natsjobs.jetstream.manifests import as_nack
+from natsjobs.jetstream.setup import settings_of
 
 TIMEOUT = 30.0
 COMMANDS = [
@@ -528,6 +530,24 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+async def test_setup_prints_its_settings_for_those_who_make_streams_themselves(cli: Cli) -> None:
+    """Without a server: one JSON object for each stream, or resources for NACK, with this namespace and environment."""
+    cli.env |= {"NATSJOBS_REPLICAS": "3", "NATS_URL": "nats://127.0.0.1:1"}
+    wanted = Config(namespace=cli.namespace, replicas=3)
+    status, out, _ = await cli.run("setup", "--print", "json")
+    assert (status, [json.loads(line) for line in out.splitlines()]) == (0, list(settings_of(wanted)))
+    status, out, _ = await cli.run("setup", "--print", "nack")
+    assert (status, out) == (0, as_nack(wanted))
+
+
+async def test_with_create_off_a_missing_namespace_is_named(cli: Cli) -> None:
+    """One line that says who has to make it, and how."""
+    cli.env["NATSJOBS_CREATE"] = "false"
+    error = refused(await cli.run("ls"), 1)
+    assert "is missing" in error
+    assert "natsjobs setup" in error
 
 
 async def test_an_unreachable_server_is_status_three(cli: Cli) -> None:

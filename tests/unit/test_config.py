@@ -95,6 +95,8 @@ def test_sizes_are_whole_numbers(field):
         ({"max_bytes": 1_000_000}, "max_bytes"),
         ({"max_bytes": 1e9}, "max_bytes"),
         ({"max_bytes": True}, "max_bytes"),
+        ({"create": "no"}, "create"),
+        ({"create": None}, "create"),
         ({"retention": None}, "retention"),
         ({"limits": {}}, "limits"),
         ({"timing": Retention()}, "timing"),
@@ -144,11 +146,13 @@ def test_the_environment_can_set_everything_that_is_text():
     """All but the callables; each number by the name of its part."""
     names = {"NATSJOBS_NAMESPACE": "other", "NATSJOBS_REPLICAS": "3", "NATSJOBS_STORAGE": "memory"}
     names |= {"NATSJOBS_DOMAIN": "leaf", "NATSJOBS_ALLOW_LOSS": "yes", "NATSJOBS_MAX_BYTES": "2000000"}
+    names |= {"NATSJOBS_CREATE": "off"}
     defaults = {name: getattr(getattr(Config(), name.split(".")[0]), name.split(".")[1]) for name in NUMBERS}
     env = names | {f"NATSJOBS_{name.upper().replace('.', '_')}": str(value) for name, value in defaults.items()}
     config = Config.from_env(env)
     assert (config.namespace, config.replicas, config.storage) == ("other", 3, "memory")
     assert (config.domain, config.allow_loss, config.max_bytes) == ("leaf", True, 2_000_000)
+    assert config.create is False
     assert (config.retention, config.limits, config.timing) == (Retention(), Limits(), Timing())
     assert type(config.limits.event_bytes) is int
     assert Config.from_env({"NATSJOBS_TIMING_LEASE": "7.5"}).timing.lease == 7.5
