@@ -93,6 +93,10 @@ async def test_every_end_is_counted_once_with_its_reason(jobs, jobs_b, value):
     assert value("natsjobs_aborts_total", outcome="acknowledged") == 1
     assert value("natsjobs_aborts_total", outcome="refused") == 1
     assert value("natsjobs_aborts_total", outcome="unacknowledged") is None
+    await jobs.spawn("s", work, user_id="alice")
+    results = await asyncio.gather(*(one.abort("s") for one in (jobs, jobs_b) * 3))
+    assert sum(result.success for result in results) == 1
+    assert value("natsjobs_jobs_ended_total", status="aborted", reason="abort") == 2
 
 
 async def test_the_jobs_of_a_dead_owner_are_counted(backend, value):
@@ -178,13 +182,13 @@ async def test_worker_and_reader_are_in_one_trace(jobs, jobs_b, spans, tracer):
                 await run.emit(1)
             await run.record_usage({"input_tokens": 7, "output_tokens": 5, "model": "m-2026", "provider": "p"})
             await run.record_usage({"input_tokens": 1})
+        assert trace.get_current_span() is request
     with tracer.start_as_current_span("page") as page:
         async with jobs_b.subscribe("s") as events:
             assert len(await rest(events)) == 2
     (worker,), (reader,) = spans("natsjobs.run"), spans("natsjobs.read")
     assert worker.parent.span_id == request.get_span_context().span_id
     assert call.parent.span_id == worker.context.span_id
-    assert trace.get_current_span().get_span_context().is_valid is False
     assert reader.parent.span_id == worker.context.span_id
     assert {worker.context.trace_id, reader.context.trace_id} == {request.get_span_context().trace_id}
     assert [link.context.span_id for link in reader.links] == [page.get_span_context().span_id]

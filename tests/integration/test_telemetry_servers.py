@@ -68,6 +68,8 @@ async def test_the_limits_of_the_streams_are_measured(backend: NatsBackend, valu
     size = value("natsjobs_stream_size_bytes", stream="jobs")
     assert size is not None
     assert size > 0
+    await replica.close()
+    assert value("natsjobs_stream_size_bytes", stream="jobs") is None
 
 
 async def test_what_cannot_be_stored_is_counted(value: Value) -> None:
