@@ -32,6 +32,7 @@ export class JobView {
     $("abort").addEventListener("click", () => this.askAbort());
     $("abort-no").addEventListener("click", () => $("abort-dialog").close());
     $("abort-yes").addEventListener("click", () => this.#abort());
+    $("panel-events").addEventListener("click", () => ($("follow").checked = false)); // to read one, it must stand still
     addEventListener("wheel", () => this.#scrolled(), { passive: true });
     addEventListener("touchmove", () => this.#scrolled(), { passive: true });
     this.show("content");
@@ -103,7 +104,7 @@ export class JobView {
         this.content.end(record.type, record.data);
       }
     }
-    this.events.add(records);
+    this.events.add(records, $("follow").checked);
     if (this.drawing) return;
     this.drawing = requestAnimationFrame(() => {
       this.drawing = null;

@@ -7,6 +7,7 @@ import { partPieces, pieces } from "./text.js";
 const DRAWN_TEXT = 60_000; // characters of one block
 const DRAWN_BLOCKS = 300;
 const DRAWN_EVENTS = 200;
+const KEPT_EVENTS = 2000; // while somebody reads among them, so that nothing is pulled away
 const PREVIEW = 240;
 const KEPT_EVENT = 50_000; // characters of one event that can be unfolded
 
@@ -132,12 +133,13 @@ export class EventsPanel {
     setText(this.note, "Nothing has been emitted yet.");
   }
 
-  add(records) {
+  add(records, following) {
+    const most = following ? DRAWN_EVENTS : KEPT_EVENTS;
     this.total += records.filter((one) => one.type === "event").length;
     const fresh = records.slice(-DRAWN_EVENTS).map((one) => this.#row(one));
     this.drawn.push(...fresh);
     this.rows.append(...fresh);
-    for (const old of this.drawn.splice(0, Math.max(0, this.drawn.length - DRAWN_EVENTS))) old.remove();
+    for (const old of this.drawn.splice(0, Math.max(0, this.drawn.length - most))) old.remove();
     const shown = Math.min(this.total, this.drawn.length);
     setText(
       this.note,
