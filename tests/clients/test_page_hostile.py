@@ -12,6 +12,7 @@ from kit import proxying
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from test_page import content, drawn, say, text, until, words
+from waiting import soon
 
 from natsjobs.http import Gateway, GatewayConfig, gateway
 
@@ -87,6 +88,15 @@ async def test_ten_thousand_events_and_one_of_megabytes_leave_the_page_usable(ta
         await page.click("#tab-events")
         await until(page, "document.querySelector('#panel-events > p').innerText.includes('of 13\\u202f001 events')")
         await pouring
+        await page.click("#panel-events li:last-child summary")
+        assert not await page.is_checked("#follow")
+        await run.emit({"one": "more"})
+        await until(page, "document.querySelector('#panel-events > p').innerText.includes('of 13\\u202f002 events')")
+        assert await page.evaluate("document.querySelectorAll('#panel-events li:has(pre)').length") == 1
+        assert await page.evaluate("document.querySelectorAll('#panel-events li').length") == 201
+        await page.click("#follow")
+        await run.emit({"one": "more"})
+        await until(page, "document.querySelector('#panel-events > p').innerText.includes('of 13\\u202f003 events')")
         assert await page.evaluate("document.querySelectorAll('#panel-events li').length") == 200
         await page.click("#tab-content")
         assert "are not drawn" in await text(page, "#panel-content")
@@ -97,14 +107,16 @@ async def test_ten_thousand_events_and_one_of_megabytes_leave_the_page_usable(ta
 async def test_below_a_prefix_everything_is_found(tab, jobs):
     """Mounted in another application, whose own addresses stay its own."""
     app = Starlette(routes=[Mount("/jobs", gateway(jobs, authorize=lambda *_: "me"))])
-    async with serving(app) as (_, port), jobs.start("s", user_id="alice") as run:
-        await say(run, words(0, 3))
+    async with serving(app) as (_, port):
         page = await tab()
-        await page.goto(f"http://127.0.0.1:{port}/jobs")
-        await page.click("#rows a.open")
-        await drawn(page, words(0, 3))
-        await page.keyboard.press("a")
-        await page.click("#abort-yes")
+        async with jobs.start("s", user_id="alice") as run:
+            await say(run, words(0, 3))
+            await page.goto(f"http://127.0.0.1:{port}/jobs")
+            await page.click("#rows a.open")
+            await drawn(page, words(0, 3))
+            await page.keyboard.press("a")
+            await page.click("#abort-yes")
+            await soon(run.wait_aborted())
         await until(page, "document.querySelector('#job-status').innerText === 'Aborted'")
         await page.goto("about:blank")
 
@@ -147,7 +159,8 @@ async def test_the_abort_shows_the_usage_that_it_claimed(tab, open_gateway, jobs
         await page.goto(f"http://127.0.0.1:{gate.port}/#/job/s")
         await page.click("#abort")
         await page.click("#abort-yes")
-        await until(page, "document.querySelector('#job-notes').innerText.includes('1234')")
+        await soon(run.wait_aborted())
+    await until(page, "document.querySelector('#job-notes').innerText.includes('1234')")
 
 
 async def test_the_page_can_be_left_out_and_lets_nothing_else_in(open_gateway, jobs):
