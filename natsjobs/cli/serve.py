@@ -75,9 +75,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"it needs {error.name}; run: pip install 'natsjobs[http]'") from error
     local = is_loopback(host)
-    _check_access(host, tokens, authorize, local=local)
-    if operator and tokens is None:
-        raise typer.BadParameter("--operator names users of --tokens FILE; give that, too")
+    _check_access(host, tokens, authorize, operator or [], local=local)
 
     async def work(jobs: JobManager) -> None:
         config = GatewayConfig(origins=tuple(origin or ()), metrics=metrics.value)
@@ -93,7 +91,11 @@ def serve(
     run(Options.of(ctx, server, namespace, creds, embedded), work)
 
 
-def _check_access(host: str, tokens: Path | None, authorize: str | None, *, local: bool) -> None:
+def _check_access(
+    host: str, tokens: Path | None, authorize: str | None, operators: list[str], *, local: bool
+) -> None:
+    if operators and tokens is None:
+        raise typer.BadParameter("--operator names users of --tokens FILE; give that, too")
     if tokens is not None and authorize is not None:
         raise typer.BadParameter("give --tokens or --authorize, not both")
     if not local and tokens is None and authorize is None:
