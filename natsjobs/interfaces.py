@@ -371,6 +371,10 @@ class EventTransport(Protocol):
         """Subscribers on all replicas; may take 0.3 s. Raises UnavailableError when NATS does not answer."""
         ...
 
+    async def count_events(self, stream_id: str, *, generation: str | None = None) -> int:
+        """Events stored so far, by one look at the log's end; not a subscriber. 0 for a log that is not there."""
+        ...
+
     async def on_all_subscribers_left(self, stream_id: str, callback: Callback) -> Registration:
         """Call back whenever the last subscriber of all replicas has left; on every cycle, never early."""
         ...

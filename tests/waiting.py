@@ -10,8 +10,8 @@ from typing import Any
 from natsjobs import StreamEvent
 
 
-async def eventually(check: Callable[[], Any], *, within: float = 20.0, what: str = "") -> Any:
-    """Wait until ``check`` (plain or async) gives something true; that."""
+async def eventually(check: Callable[[], Any], *, within: float = 20.0, what: str = "", pause: float = 0.02) -> Any:
+    """Wait until ``check`` (plain or async) gives something true; that. ``pause``: between looks that cost more."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while True:
@@ -23,7 +23,7 @@ async def eventually(check: Callable[[], Any], *, within: float = 20.0, what: st
         if loop.time() > deadline:
             where = inspect.getsourcelines(check)
             raise AssertionError(f"not within {within} s: {what or ''.join(where[0]).strip()}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause)
 
 
 async def soon(awaitable: Any, *, within: float = 20.0) -> Any:

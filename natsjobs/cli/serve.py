@@ -54,6 +54,10 @@ def serve(
         Metrics,
         typer.Option("--metrics", help="Who gets /metrics: those whom the hook lets 'observe', everybody, or nobody."),
     ] = Metrics.AUTHORIZED,
+    operator: Annotated[
+        list[str] | None,
+        typer.Option("--operator", metavar="USER", help="A user of --tokens who may see and stop all jobs."),
+    ] = None,
     server: Server = None,
     namespace: Namespace = None,
     creds: Creds = None,
@@ -61,8 +65,8 @@ def serve(
 ) -> None:
     """Serve jobs over HTTP.
 
-    Events as server-sent events at /streams/ID/events, the AI SDK at /api/chat. By default only for programs on this
-    machine, which may then do everything; anywhere else --tokens or --authorize is needed.
+    A live view at /, events as server-sent events at /streams/ID/events, the AI SDK at /api/chat. By default only for
+    programs on this machine, which may then do everything; anywhere else --tokens or --authorize is needed.
     """
     try:
         from natsjobs.http import GatewayConfig, gateway
@@ -71,11 +75,11 @@ def serve(
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"it needs {error.name}; run: pip install 'natsjobs[http]'") from error
     local = is_loopback(host)
-    _check_access(host, tokens, authorize, local=local)
+    _check_access(host, tokens, authorize, operator or [], local=local)
 
     async def work(jobs: JobManager) -> None:
         config = GatewayConfig(origins=tuple(origin or ()), metrics=metrics.value)
-        hook = _hook(jobs, tokens, authorize, config.origins)
+        hook = _hook(jobs, tokens, authorize, config.origins, operator or [])
         listener = listen(host, port)
         shown = f"[{host}]" if ":" in host else host
         reach = "this machine only" if local else "reachable from other machines"
@@ -87,7 +91,11 @@ def serve(
     run(Options.of(ctx, server, namespace, creds, embedded), work)
 
 
-def _check_access(host: str, tokens: Path | None, authorize: str | None, *, local: bool) -> None:
+def _check_access(
+    host: str, tokens: Path | None, authorize: str | None, operators: list[str], *, local: bool
+) -> None:
+    if operators and tokens is None:
+        raise typer.BadParameter("--operator names users of --tokens FILE; give that, too")
     if tokens is not None and authorize is not None:
         raise typer.BadParameter("give --tokens or --authorize, not both")
     if not local and tokens is None and authorize is None:
@@ -97,11 +105,16 @@ def _check_access(host: str, tokens: Path | None, authorize: str | None, *, loca
         )
 
 
-def _hook(jobs: JobManager, tokens: Path | None, authorize: str | None, origins: tuple[str, ...]) -> Any:
+def _hook(
+    jobs: JobManager, tokens: Path | None, authorize: str | None, origins: tuple[str, ...], operators: list[str]
+) -> Any:
     from natsjobs.http import bearer, owners, this_machine
 
     if tokens is not None:
-        return owners(jobs, bearer(_read(tokens)))
+        known = _read(tokens)
+        if unknown := sorted(set(operators) - set(known.values())):
+            raise ConfigError("operator", f"{tokens} has no token for {', '.join(unknown)}")
+        return owners(jobs, bearer(known), operators=operators)
     if authorize is not None:
         return _load(authorize)
     return this_machine(origins)

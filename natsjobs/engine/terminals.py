@@ -11,8 +11,9 @@ from functools import partial
 import msgspec
 
 from natsjobs.engine import wire
+from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
-from natsjobs.engine.ports import Link, Message
+from natsjobs.engine.ports import Link, Message, StreamMissingError
 from natsjobs.models import EndReason
 
 _PATIENCE = 10.0  # as long as an election may take
@@ -60,6 +61,19 @@ async def position_behind(link: Link, scope: str, newest: Message, start: Positi
                 return None
             seq, index = found.seq, found.index
     return Position(max(seq, newest.seq), index)
+
+
+async def count_events(context: Context, stream_id: str, generation: str) -> int:
+    """How many events a log has had so far; 0 when nothing of it is left."""
+    events, scope = context.link.events, context.subjects.scope(stream_id, generation)
+    try:
+        newest = await patiently(partial(events.last, scope), limit=context.patience)
+        if newest is None:
+            return 0
+        found = await position_behind(context.link, scope, newest, Position(0, 0))
+    except StreamMissingError:
+        return 0
+    return 0 if found is None else found.index
 
 
 async def find_terminal(link: Link, end_subject: str, newest: Message) -> wire.Terminal | None:

@@ -19,7 +19,7 @@ from natsjobs.engine.reader import LogReader
 from natsjobs.engine.replica import Replica
 from natsjobs.engine.subscribing import Handlers, HandlerSubscription
 from natsjobs.engine.tails import Tails
-from natsjobs.engine.terminals import End
+from natsjobs.engine.terminals import End, count_events
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import Callback, EndCallback, EventReader, Handler
 from natsjobs.models import StreamEvent
@@ -202,6 +202,16 @@ class EngineTransport:
     async def count_subscribers(self, stream_id: str) -> int:
         """Subscribers on all replicas; may take 0.3 s. Raises UnavailableError when NATS does not answer."""
         return await self._presence.count_all(await self._open(stream_id))
+
+    async def count_events(self, stream_id: str, *, generation: str | None = None) -> int:
+        """Events stored so far, by one look at the log's end; not a subscriber."""
+        await self._open(stream_id)
+        if generation is None:
+            record = await read_record(self._context, stream_id)
+            if record is None:
+                return 0
+            generation = record.generation
+        return await count_events(self._context, stream_id, self._context.check_id(generation, "generation"))
 
     async def on_all_subscribers_left(self, stream_id: str, callback: Callback) -> _Disposable:
         """Call back whenever the last subscriber of all replicas has left."""

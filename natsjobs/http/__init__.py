@@ -6,7 +6,7 @@ many), ``problems`` (errors as answers), ``settings``, ``app`` (all of it togeth
 stands on the public names of the package alone: a gateway can do nothing that its application could not.
 """
 
-from natsjobs.http.access import Action, Authorize, bearer, named_user, owners, this_machine
+from natsjobs.http.access import Action, Authorize, Only, bearer, named_user, owners, this_machine
 from natsjobs.http.app import Gateway, gateway
 from natsjobs.http.settings import GatewayConfig
 from natsjobs.http.sse import encode_sse
@@ -16,6 +16,7 @@ __all__ = [
     "Authorize",
     "Gateway",
     "GatewayConfig",
+    "Only",
     "bearer",
     "encode_sse",
     "gateway",

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -30,9 +31,18 @@ class Action(StrEnum):
     ABORT = "abort"
     """Stop it."""
     LIST = "list"
-    """List one user's jobs: ``stream_id`` is ``None``, the user is the id in the path, ``named_user(request)``."""
+    """List one user's jobs: ``stream_id`` is ``None``, the user is ``named_user(request)``."""
     OBSERVE = "observe"
     """See figures about the whole service (``/metrics``): ``stream_id`` is ``None``; nobody's id is in them."""
+    BROWSE = "browse"
+    """List the jobs of all users: for operators. Return ``Only(…)`` to let somebody see a part of them."""
+
+
+class Only(msgspec.Struct, frozen=True):
+    """What a hook may return for ``BROWSE`` and ``LIST``: whoever asks sees no other jobs. ``None`` does not narrow."""
+
+    user_id: str | None = None
+    tenant_id: str | None = None
 
 
 Authorize: TypeAlias = Callable[[Request, str | None, Action], object]
@@ -47,12 +57,14 @@ Identify: TypeAlias = Callable[[Request], str | Awaitable[str | None] | None]
 
 
 def named_user(request: Request) -> str:
-    """The user whose jobs are to be listed."""
-    return path_id(request, "user_id")
+    """The user whose jobs are to be listed; empty: nobody in particular, as with ``BROWSE``."""
+    if "user_id" in request.path_params:
+        return path_id(request, "user_id")
+    return request.query_params.get("user", "")
 
 
-async def ask(authorize: Authorize, request: Request, stream_id: str | None, action: Action) -> None:
-    """Ask the hook.
+async def ask(authorize: Authorize, request: Request, stream_id: str | None, action: Action) -> object:
+    """Ask the hook; what it returned.
 
     Raises:
         PermissionError: It refused.
@@ -63,6 +75,7 @@ async def ask(authorize: Authorize, request: Request, stream_id: str | None, act
     if identity is None or identity is False:
         raise PermissionError(f"{action.value} of {stream_id!r}")
     request.state.identity = identity
+    return identity
 
 
 def bearer(tokens: Mapping[str, str]) -> Identify:
@@ -81,10 +94,11 @@ def bearer(tokens: Mapping[str, str]) -> Identify:
     return identify
 
 
-def owners(jobs: JobManager, identify: Identify) -> Authorize:
+def owners(jobs: JobManager, identify: Identify, *, operators: Collection[str] = ()) -> Authorize:
     """A hook by which everybody may use their own jobs, and nobody learns that others exist.
 
     Nobody known: 401. Somebody else's job is answered as one that does not exist. Costs one read of the job record.
+    ``operators`` are users who may see, list and stop all jobs.
     """
 
     async def authorize(request: Request, stream_id: str | None, action: Action) -> object:
@@ -93,6 +107,10 @@ def owners(jobs: JobManager, identify: Identify) -> Authorize:
             user = await user
         if not user:
             raise HTTPException(401, "say who you are", {"WWW-Authenticate": "Bearer"})
+        if user in operators and action in {Action.READ, Action.ABORT, Action.LIST, Action.BROWSE}:
+            return user
+        if action is Action.BROWSE:
+            return Only(user)
         if action is Action.LIST:
             return user if named_user(request) == user else None
         if action not in {Action.READ, Action.ABORT} or stream_id is None:

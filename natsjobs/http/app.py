@@ -22,6 +22,8 @@ from natsjobs.http.chat import Chat
 from natsjobs.http.desk import Desk, OnAbort
 from natsjobs.http.figures import Figures
 from natsjobs.http.openapi import Description
+from natsjobs.http.listing import Listing
+from natsjobs.http.page import Page
 from natsjobs.http.settings import GatewayConfig
 from natsjobs.http.streams import Streams
 from natsjobs.manager import JobManager
@@ -56,10 +58,12 @@ class Gateway:
         self._figures = Figures(desk)
         routes: list[BaseRoute] = [
             *Streams(desk).routes(),
+            *Listing(desk).routes(),
             *Chat(desk).routes(),
             *self._figures.routes(),
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
+            *(Page().routes() if desk.config.page else ()),
         ]
         self._app = Starlette(
             routes=[*routes, Description(routes).route],

@@ -37,9 +37,9 @@ class Desk:
         await self.ask(request, stream_id, action)
         return stream_id
 
-    async def ask(self, request: Request, stream_id: str | None, action: Action) -> None:
-        """Ask the application's hook; raises what refuses."""
-        await access.ask(self._authorize, request, stream_id, action)
+    async def ask(self, request: Request, stream_id: str | None, action: Action) -> object:
+        """Ask the application's hook; what it returned. Raises what refuses."""
+        return await access.ask(self._authorize, request, stream_id, action)
 
     async def abort(self, stream_id: str, generation: str | None) -> AbortResult:
         """Abort, and hand the usage that this claimed to exactly one: ``on_abort``, or else the client.

@@ -27,6 +27,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         retry: How long ``EventSource`` waits before it connects again.
         metrics: Who gets ``/metrics``: ``"authorized"``: whom the hook lets ``OBSERVE``; ``"open"``: everybody who
             can connect, for a scraper on a network that is trusted; ``"off"``: nobody.
+        page: Whether the live view is served at ``/``. It holds no data; its requests are authorized like any others.
         origins: Web pages of other origins that may use the gateway (CORS); ``("*",)``: all, without cookies.
 
     Raises:
@@ -42,6 +43,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: float = 10.0
     retry: float = 1.0
     metrics: Literal["authorized", "open", "off"] = "authorized"
+    page: bool = True
     origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

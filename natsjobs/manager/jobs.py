@@ -234,6 +234,11 @@ class JobManager:
         self._require_open()
         return await self._transport.count_subscribers(stream_id)
 
+    async def count_events(self, stream_id: str, *, generation: str | None = None) -> int:
+        """Events stored so far, of the newest generation unless one is named; cheap, and not a subscriber."""
+        self._require_open()
+        return await self._transport.count_events(stream_id, generation=generation)
+
     def _require_open(self) -> None:
         if self._closed:
             raise NotOpenError("this JobManager was closed; open another one: async with natsjobs.connect(...) as jobs")

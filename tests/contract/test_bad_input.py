@@ -92,6 +92,7 @@ async def _calls(replica, bad):
         ("on_abort", Calls()),
         ("on_end", Calls()),
         ("count_subscribers",),
+        ("count_events",),
         ("on_all_subscribers_left", Calls()),
         ("cleanup",),
     ):
@@ -104,6 +105,7 @@ async def _calls(replica, bad):
     yield "stream_id", jobs.resume_state(bad)
     yield "stream_id", jobs.get(bad)
     yield "stream_id", jobs.count_subscribers(bad)
+    yield "stream_id", jobs.count_events(bad)
     yield "stream_id", jobs.spawn(bad, Calls(), user_id="alice")
     yield "stream_id", _start(jobs, bad, "alice")
     yield "user_id", store.create_job("s1", bad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -102,6 +103,7 @@ async def test_raw_forwards_the_stored_json_and_data_readers_can_read_it(gate, s
     assert (await gate.client.get("/streams/s/events?raw=maybe")).status_code == 400
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_curl_reads_it(gate, store, transport):
     """As anybody would try it first: it prints the frames and ends by itself."""
     await begin(store, transport, 3)

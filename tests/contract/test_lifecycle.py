@@ -43,6 +43,7 @@ TRANSPORT_CALLS = {
     "on_abort": ("s1", Calls()),
     "on_end": ("s1", Calls()),
     "count_subscribers": ("s1",),
+    "count_events": ("s1",),
     "on_all_subscribers_left": ("s1", Calls()),
 }
 

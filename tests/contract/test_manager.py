@@ -33,6 +33,7 @@ async def _all_calls(jobs: Any) -> None:
         jobs.list_jobs(),
         jobs.active("u"),
         jobs.count_subscribers("c"),
+        jobs.count_events("c"),
     ):
         with pytest.raises(NotOpenError, match="async with"):
             await call

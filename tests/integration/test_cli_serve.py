@@ -76,6 +76,25 @@ async def test_with_tokens_everybody_may_use_their_own_jobs(cli: Cli, tmp_path: 
     assert statuses == [200, 404, 401]
 
 
+async def test_operators_see_and_stop_all_jobs(cli: Cli, tmp_path: Path) -> None:
+    """Those that are named; a name without a token is a typing error."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("alice secret-a\nops secret-o\n", encoding="utf-8")
+    async with cli.connect() as jobs, jobs.start("s", user_id="bob"):
+        _, client, _ = await started(cli, "--tokens", str(tokens), "--operator", "ops")
+        async with client:
+            for token, seen in (("secret-a", []), ("secret-o", ["s"])):
+                got = await client.get("/streams", headers={"Authorization": f"Bearer {token}"})
+                assert [job["streamId"] for job in got.json()["jobs"]] == seen
+            stop = await client.post("/streams/s/abort", headers={"Authorization": "Bearer secret-o"})
+            assert stop.status_code == 200
+    status, _, err = await cli.run("serve", "--port", "0", "--tokens", str(tokens), "--operator", "opps")
+    assert (status, err.startswith("natsjobs: operator: ")) == (2, True)
+    status, _, err = await cli.run("serve", "--port", "0", "--operator", "ops")
+    assert status == 2
+    assert "--tokens" in err
+
+
 @pytest.mark.parametrize("text", ["", "alice\n", "alice a\nbob a\n"])
 async def test_tokens_that_cannot_be_meant_are_an_error(cli: Cli, tmp_path: Path, text: str) -> None:
     """Nobody is locked out, or let in, by a typing error."""

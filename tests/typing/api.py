@@ -272,6 +272,7 @@ async def transport(events: EventTransport) -> None:
     assert_type(events.get_subscriber_count("s"), int)
     assert_type(events.is_first_subscriber("s"), bool)
     assert_type(await events.count_subscribers("s"), int)
+    assert_type(await events.count_events("s", generation="g"), int)
     assert_type(await events.on_all_subscribers_left("s", quick_callback), Registration)
     assert_type(await events.cleanup("s"), None)
     assert_type(events.get_tracked_stream_ids(), list[str])
@@ -328,6 +329,7 @@ async def manager(jobs: JobManager) -> None:
     assert_type(await jobs.list_jobs(user_id="u", status="running", tenant_id="t"), list[Job])
     assert_type(await jobs.active("u", tenant_id="t"), list[str])
     assert_type(await jobs.count_subscribers("s"), int)
+    assert_type(await jobs.count_events("s", generation="g"), int)
 
     reading = jobs.subscribe("s", after=None, generation="g", wait=1.0, follow=True)
     assert_type(reading, AbstractAsyncContextManager[EventReader, None])

@@ -37,6 +37,7 @@ MODULES = {
         "Authorize",
         "Gateway",
         "GatewayConfig",
+        "Only",
         "bearer",
         "encode_sse",
         "gateway",
