@@ -9,7 +9,7 @@ import importlib
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -28,36 +28,45 @@ class Metrics(StrEnum):
     OFF = "off"
 
 
+Host: TypeAlias = Annotated[str, typer.Option("--host", metavar="H", help="Address to listen on.")]
+Port: TypeAlias = Annotated[int, typer.Option("--port", metavar="P", min=0, max=65_535, help="0: a free one.")]
+Tokens: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokens",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Lines of USER TOKEN; everybody may use their own jobs.",
+    ),
+]
+Hook: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--authorize", metavar="MODULE:NAME", help="Your hook: authorize(request, stream_id, action)."),
+]
+Origins: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--origin", metavar="URL", help="Pages of this origin may use it (CORS).")
+]
+Operators: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--operator", metavar="USER", help="A user of --tokens who may see and stop all jobs."),
+]
+Measures: TypeAlias = Annotated[
+    Metrics,
+    typer.Option("--metrics", help="Who gets /metrics: those whom the hook lets 'observe', everybody, or nobody."),
+]
+
+
 def serve(
     ctx: typer.Context,
-    host: Annotated[str, typer.Option("--host", metavar="H", help="Address to listen on.")] = _DEFAULT_HOST,
-    port: Annotated[int, typer.Option("--port", metavar="P", min=0, max=65_535, help="0: a free one.")] = _DEFAULT_PORT,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(
-            "--tokens",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Lines of USER TOKEN; everybody may use their own jobs.",
-        ),
-    ] = None,
-    authorize: Annotated[
-        str | None,
-        typer.Option("--authorize", metavar="MODULE:NAME", help="Your hook: authorize(request, stream_id, action)."),
-    ] = None,
-    origin: Annotated[
-        list[str] | None, typer.Option("--origin", metavar="URL", help="Pages of this origin may use it (CORS).")
-    ] = None,
-    metrics: Annotated[
-        Metrics,
-        typer.Option("--metrics", help="Who gets /metrics: those whom the hook lets 'observe', everybody, or nobody."),
-    ] = Metrics.AUTHORIZED,
-    operator: Annotated[
-        list[str] | None,
-        typer.Option("--operator", metavar="USER", help="A user of --tokens who may see and stop all jobs."),
-    ] = None,
+    host: Host = _DEFAULT_HOST,
+    port: Port = _DEFAULT_PORT,
+    tokens: Tokens = None,
+    authorize: Hook = None,
+    origin: Origins = None,
+    metrics: Measures = Metrics.AUTHORIZED,
+    operator: Operators = None,
     server: Server = None,
     namespace: Namespace = None,
     creds: Creds = None,
@@ -91,9 +100,7 @@ def serve(
     run(Options.of(ctx, server, namespace, creds, embedded), work)
 
 
-def _check_access(
-    host: str, tokens: Path | None, authorize: str | None, operators: list[str], *, local: bool
-) -> None:
+def _check_access(host: str, tokens: Path | None, authorize: str | None, operators: list[str], *, local: bool) -> None:
     if operators and tokens is None:
         raise typer.BadParameter("--operator names users of --tokens FILE; give that, too")
     if tokens is not None and authorize is not None:

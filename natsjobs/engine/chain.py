@@ -84,14 +84,8 @@ class Chain:
                 _count("refused")
             except StreamMissingError:
                 raise FencedError(None) from None
-            except ConnectionLostError as error:
-                error.outcome_unknown = unsure
-                raise
-            except StreamFullError:
-                _count("full")
-                raise
-            except PermissionDeniedError:
-                raise
+            except (ConnectionLostError, StreamFullError, PermissionDeniedError) as error:  # which no waiting mends
+                raise _final(error, unsure=unsure) from None
             except EventTooLargeError:  # the server's limit was lowered; an earlier try may have landed before that
                 if unsure and (stored := await self._decide(body, after, None)) is not None:
                     return stored
@@ -178,3 +172,11 @@ def _count(outcome: str, *, since: float | None = None) -> None:
         hub.add(measures.APPENDS, 1, outcome)
         if since is not None:
             hub.add(measures.APPEND_DURATION, time.monotonic() - since)
+
+
+def _final(error: UnavailableError, *, unsure: bool) -> UnavailableError:
+    if isinstance(error, StreamFullError):
+        _count("full")
+    elif isinstance(error, ConnectionLostError):
+        error.outcome_unknown = unsure
+    return error

@@ -21,8 +21,8 @@ from natsjobs.http.access import Authorize
 from natsjobs.http.chat import Chat
 from natsjobs.http.desk import Desk, OnAbort
 from natsjobs.http.figures import Figures
-from natsjobs.http.openapi import Description
 from natsjobs.http.listing import Listing
+from natsjobs.http.openapi import Description
 from natsjobs.http.page import Page
 from natsjobs.http.settings import GatewayConfig
 from natsjobs.http.streams import Streams
