@@ -26,7 +26,7 @@ def test_everything_in_deploy_is_in_the_guide() -> None:
 
 def test_every_variable_of_the_manifests_is_in_the_guide() -> None:
     """Those that are no setting of the library."""
-    used = set()
+    used, variable = set(), r"^ +(?:- name: )?(NATS[A-Z]*_[A-Z_]+|GRACE|ALIVE|METRICS_PORT)\b"
     for file in DEPLOY.glob("k8s/**/*.yaml"):
         used |= set(
             re.findall(
