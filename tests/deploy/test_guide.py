@@ -28,10 +28,6 @@ def test_every_variable_of_the_manifests_is_in_the_guide() -> None:
     """Those that are no setting of the library."""
     used, variable = set(), r"^ +(?:- name: )?(NATS[A-Z]*_[A-Z_]+|GRACE|ALIVE|METRICS_PORT)\b"
     for file in DEPLOY.glob("k8s/**/*.yaml"):
-        used |= set(
-            re.findall(
-                r"^ +(?:- name: )?(NATS[A-Z]*_[A-Z_]+|GRACE|ALIVE|METRICS_PORT)\b", file.read_text(), re.MULTILINE
-            )
-        )
+        used |= set(re.findall(variable, file.read_text(), re.MULTILINE))
     for name in used:
         assert name.startswith("NATSJOBS_") or f"`{name}`" in GUIDE, name
