@@ -177,6 +177,8 @@ def _count(outcome: str, *, since: float | None = None) -> None:
 def _final(error: UnavailableError, *, unsure: bool) -> UnavailableError:
     if isinstance(error, StreamFullError):
         _count("full")
+    elif isinstance(error, PermissionDeniedError):
+        _count("denied")
     elif isinstance(error, ConnectionLostError):
         error.outcome_unknown = unsure
     return error

@@ -25,6 +25,8 @@ import msgspec
 
 from natsjobs.engine.ports import Link, StreamState
 from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Headroom:
         if self._refuses(size):
             await self._look()
             if (full := self._refuses(size)) is not None:
+                hub.add(measures.APPENDS, 1, "full")
                 raise full
         self._own += size + _OVERHEAD
 

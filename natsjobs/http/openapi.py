@@ -94,7 +94,38 @@ _CHUNKS = _frames(
 _USAGE = {"type": "array", "items": {"$ref": _REF.format(name="UsageMetadata")}}
 _BODY = {"type": "object", "additionalProperties": False, "properties": {"generation": {"type": ["string", "null"]}}}
 
+_SWITCH = {"type": "string", "enum": ["0", "1", "true", "false"]}
+_ROW = {"type": "object", "required": ["streamId", "userId", "status", "createdAt", "generation"]}
+
 OPERATIONS: dict[tuple[str, str], Document] = {
+    ("get", "/streams"): {
+        "summary": "All jobs that who asks may see, newest first, a page at a time",
+        "parameters": [
+            _query("id", "this stream id only", {"type": "string"}),
+            _query("user", "of this user only", {"type": "string"}),
+            _query("tenant", "of this tenant only", {"type": "string"}),
+            _query("status", "with this status only", {"enum": ["running", "complete", "error", "aborted"]}),
+            _query("q", "words that are somewhere in what identifies the job", {"type": "string"}),
+            _query("limit", "rows", {"type": "integer", "minimum": 1, "maximum": 200}),
+            _query("offset", "rows before them", {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999}),
+            _query("activity", "1: with how busy the running ones are", _SWITCH),
+        ],
+        "responses": _answers(
+            {
+                200: {
+                    "description": "digests of jobs, how many there are by status, and how old that is",
+                    "content": _fields(
+                        jobs={"type": "array", "items": _ROW},
+                        total={"type": "integer"},
+                        counts={"type": "object", "additionalProperties": {"type": "integer"}},
+                        age={"type": "number"},
+                        now={"type": "number"},
+                    ),
+                }
+            },
+            *(400, 401, 403, 404, 500, 503),
+        ),
+    },
     ("get", "/streams/{stream_id}/events"): {
         "summary": "Follow a job: server-sent events, replay, then live, then the terminal record",
         "parameters": [

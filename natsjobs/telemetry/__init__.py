@@ -40,7 +40,7 @@ natsjobs.backpressure.duration (histogram, s)
     how long an emit waited for room in the queue; those that need not wait are not counted
     for: NATS is slower than the model
 natsjobs.appends (counter, {message}) by outcome
-    attempts to append a message: stored, refused (compare-and-set), full, unavailable, undecided (no answer)
+    attempts to append a message: stored, refused (compare-and-set), full, denied, unavailable, undecided (no answer)
     for: alert on full; undecided and unavailable show elections and outages
 natsjobs.append.duration (histogram, s)
     from the first attempt until a message was known to be stored

@@ -87,7 +87,7 @@ APPENDS: Final = Measure(
     "natsjobs.appends",
     "counter",
     "{message}",
-    "attempts to append a message: stored, refused (compare-and-set), full, unavailable, undecided (no answer)",
+    "attempts to append a message: stored, refused (compare-and-set), full, denied, unavailable, undecided (no answer)",
     "alert on full; undecided and unavailable show elections and outages",
     ("outcome",),
 )

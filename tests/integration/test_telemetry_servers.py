@@ -93,7 +93,9 @@ async def test_a_full_stream_is_counted(value: Value) -> None:
     store = natsjobs.MemoryJobStore(natsjobs.Config(), system=MemorySystem(max_bytes=2_000))
     await store.initialize()
     await store.create_job("s", "alice")
-    with pytest.raises(natsjobs.StreamFullError):
-        await store.append_chunk("s", "x" * 3_000)
-    assert value("natsjobs_appends_total", outcome="full") == 1
-    await store.destroy()
+    try:
+        with pytest.raises(natsjobs.StreamFullError):
+            await store.append_chunk("s", "x" * 3_000)
+        assert value("natsjobs_appends_total", outcome="full") == 1
+    finally:
+        await store.destroy()

@@ -54,8 +54,8 @@ class Page:
     def routes(self) -> list[BaseRoute]:
         """Where it is. Inside the page every address is relative, so it works under any prefix."""
         return [
-            Route("/", self.index, methods=["GET"]),
-            Route("/page/{name}", self.file, methods=["GET"]),
+            Route("/", self.index, methods=["GET"], include_in_schema=False),
+            Route("/page/{name}", self.file, methods=["GET"], include_in_schema=False),
         ]
 
     async def index(self, request: Request) -> Response:
