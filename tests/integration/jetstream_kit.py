@@ -120,6 +120,11 @@ class Server:
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.02)
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._process is not None
+
     def rewrite(self, change: Callable[[str], str]) -> None:
         """Another configuration, for the next start or ``reload``."""
         self._file.write_text(change(self._file.read_text()))
