@@ -119,7 +119,7 @@ class Wanted(msgspec.Struct, frozen=True):
     def of(cls, request: Request) -> Wanted:
         """From the query; raises HTTPException 400."""
         query = request.query_params
-        status = query.get("status") or None
+        status = query.get("status")
         if status is not None and not JobStatus(status).is_known:
             raise HTTPException(400, f"status: give one of {', '.join(JobStatus)}")
         limit, offset = requests.index(request, "limit"), requests.index(request, "offset")
