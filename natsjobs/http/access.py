@@ -94,11 +94,14 @@ def bearer(tokens: Mapping[str, str]) -> Identify:
     return identify
 
 
+_OPERATORS = {Action.READ, Action.ABORT, Action.LIST, Action.BROWSE, Action.OBSERVE}
+
+
 def owners(jobs: JobManager, identify: Identify, *, operators: Collection[str] = ()) -> Authorize:
     """A hook by which everybody may use their own jobs, and nobody learns that others exist.
 
     Nobody known: 401. Somebody else's job is answered as one that does not exist. Costs one read of the job record.
-    ``operators`` are users who may see, list and stop all jobs.
+    ``operators`` are users who may see, list and stop all jobs, and see the figures.
     """
 
     async def authorize(request: Request, stream_id: str | None, action: Action) -> object:
@@ -107,7 +110,7 @@ def owners(jobs: JobManager, identify: Identify, *, operators: Collection[str] =
             user = await user
         if not user:
             raise HTTPException(401, "say who you are", {"WWW-Authenticate": "Bearer"})
-        if user in operators and action in {Action.READ, Action.ABORT, Action.LIST, Action.BROWSE}:
+        if user in operators and action in _OPERATORS:
             return user
         if action is Action.BROWSE:
             return Only(user)

@@ -96,9 +96,10 @@ def _cut(text: str | None) -> str | None:
 
 
 class Busy(msgspec.Struct, frozen=True):
-    """How busy a running job is, and when that was found out (monotonic)."""
+    """How busy a running job is, when that was found out, and until when it is good enough (monotonic)."""
 
     at: float
+    until: float
     events: int
     viewers: int
 
@@ -119,7 +120,7 @@ class Wanted(msgspec.Struct, frozen=True):
     def of(cls, request: Request) -> Wanted:
         """From the query; raises HTTPException 400."""
         query = request.query_params
-        status = query.get("status") or None
+        status = query.get("status")
         if status is not None and not JobStatus(status).is_known:
             raise HTTPException(400, f"status: give one of {', '.join(JobStatus)}")
         limit, offset = requests.index(request, "limit"), requests.index(request, "offset")
@@ -174,6 +175,8 @@ class Activity:
     def __init__(self, jobs: JobManager) -> None:
         self._jobs = jobs
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._tasks = Tasks()
+        self._looking: dict[tuple[str, str], asyncio.Task[Busy | None]] = {}
         self._known: OrderedDict[tuple[str, str], Busy] = OrderedDict()
 
     async def of(self, rows: Iterable[Row]) -> dict[tuple[str, str], Busy]:
@@ -184,17 +187,27 @@ class Activity:
 
     async def _look(self, stream_id: str, generation: str) -> Busy | None:
         key = (stream_id, generation)
+        known = self._known.get(key)
+        if known is not None and time.monotonic() < known.until:
+            return known
+        if (looking := self._looking.get(key)) is None:
+            looking = self._looking[key] = self._tasks.spawn(self._count(key), f"look at {stream_id}")
+            looking.add_done_callback(lambda _: self._looking.pop(key, None))
+        return await asyncio.shield(looking)  # one look serves all who wait for it
+
+    async def _count(self, key: tuple[str, str]) -> Busy | None:
+        stream_id, generation = key
         async with self._room:
-            known = self._known.get(key)
-            if known is not None and time.monotonic() - known.at < _ACTIVITY_FRESH:
-                return known
+            started = time.monotonic()
             try:
                 events, viewers = await asyncio.gather(
                     self._jobs.count_events(stream_id, generation=generation), self._jobs.count_subscribers(stream_id)
                 )
             except NatsJobsError:
                 return None
-            self._known[key] = busy = Busy(time.monotonic(), events, viewers)
+            now = time.monotonic()
+            until = now + max(_ACTIVITY_FRESH, (now - started) * _SHARE)
+            self._known[key] = busy = Busy(now, until, events, viewers)
             self._known.move_to_end(key)
             if len(self._known) > _ACTIVITY_KEPT:
                 self._known.popitem(last=False)
