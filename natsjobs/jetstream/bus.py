@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from natsjobs.engine import garbage
 from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
 from natsjobs.errors import ConnectionLostError
 from natsjobs.jetstream.faults import RequestFailedError
@@ -41,7 +42,9 @@ class NatsBus:
         """
 
         def receive(subject: str, reply: str, body: bytes, headers: bytes) -> None:
-            reply = reply if self._wire.is_inbox(reply) else ""
+            if reply and not self._wire.is_inbox(reply):
+                garbage.skipped("a request", f"its answer would go to {reply}", body)
+                reply = ""
             if not headers:
                 handler(Incoming(subject, body, reply, 0))
                 return

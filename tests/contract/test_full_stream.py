@@ -111,6 +111,7 @@ async def test_done_does_not_pretend(backend, jobs, jobs_b, transport, store):
         assert (await jobs_b.get(name)).status == "error"
 
 
+@pytest.mark.b_writes
 async def test_a_create_above_90_percent_is_refused_at_once(backend, replica, jobs, jobs_b):
     """Before its predecessor is ended: that one goes on; and again when there is room."""
     await backend.limit(100 * KIB)

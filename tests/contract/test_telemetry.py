@@ -142,6 +142,7 @@ async def test_a_failing_background_task_is_counted(jobs, value):
     await eventually(lambda: value("natsjobs_task_failures_total") == 1)
 
 
+@pytest.mark.b_writes
 async def test_losses_and_rivals_are_counted(replica, replica_b, backend, value):
     """A connection that breaks, a live path that is silent, another writer, an owner that says nothing."""
     store, transport = replica.store, replica.transport

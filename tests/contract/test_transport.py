@@ -205,6 +205,7 @@ async def test_a_small_queue_makes_the_producer_wait_and_loses_nothing(backend, 
 # -- emitting ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.b_writes
 async def test_a_loss_that_nobody_was_told_of_is_told_however_late(replica, replica_b):
     """An event was taken after the job had ended elsewhere: the next call hears of it, also minutes later."""
     generation = await start(replica)

@@ -20,6 +20,7 @@ import pytest
 from backends import GuardedBackend
 from guarded import NAMESPACE, OTHER, SHIPPED, GuardedServer, guarded_server
 from nats.aio.client import Client
+from versions import OLDEST, server_binary
 from waiting import Heard, check_whole, eventually, read_all, soon, take, values
 
 import natsjobs
@@ -100,9 +101,7 @@ async def settled(nc: Client) -> None:
 @pytest.mark.parametrize("main", ["single.conf", "cluster.conf"])
 def test_the_server_takes_the_files_with_the_example_environment(main: str, version: str) -> None:
     """``nats-server -t``; and a variable that is not set is an error that names it."""
-    from conftest import OLDEST, _binary
-
-    binary = find_binary() if version == "newest" else _binary(OLDEST)
+    binary = find_binary() if version == "newest" else server_binary(OLDEST)
     example = dict(re.findall(r"^(\w+)=(.*)$", guarded.shipped("example.env"), re.MULTILINE))
 
     def check(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
