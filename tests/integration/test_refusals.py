@@ -1,0 +1,95 @@
+"""What no waiting mends, a missing permission above all: whoever waits is told so, and nobody else is harmed.
+
+The refusals are made by a hook in the process, at the very step that a test is about; that the server refuses, and
+how it says so, is the business of ``test_permissions`` and ``test_jetstream_link``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from timeline_kit import HookedReplica, Timelines, timelines
+from waiting import check_whole, emit_stored, read_all, soon, values
+
+from natsjobs import PermissionDeniedError
+
+
+@pytest.fixture
+async def world(newest_server: str) -> AsyncIterator[Timelines]:
+    """A namespace of its own."""
+    async with timelines(newest_server) as made:
+        yield made
+
+
+def denied(subject: str) -> PermissionDeniedError:
+    """What the port raises."""
+    return PermissionDeniedError("trying", subject=subject)
+
+
+def deny_appends(replica: HookedReplica, ending: str, first: int = 0) -> None:
+    """From now on, after ``first`` more, the replica may not append to subjects with this ending."""
+    left = first
+
+    async def refuse(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+        nonlocal left
+        if subject.endswith(ending):
+            if left <= 0:
+                raise denied(subject)
+            left -= 1
+        return await go()
+
+    replica.link.events.around_append = refuse
+
+
+# -- the one who writes -------------------------------------------------------------------------------------------
+
+
+async def test_done_does_not_pretend_when_the_last_events_were_denied(world: Timelines) -> None:
+    """Nobody had heard of the refusal yet: complete() and leaving the block name what is missing, viewers the error."""
+    owner, viewer = await world.add(), await world.add()
+
+    async def by_complete(stream_id: str) -> None:
+        async with owner.manager.start(stream_id, user_id="alice") as run:
+            await run.emit("a")
+            await run.flush()
+            deny_appends(owner, ".log")
+            await run.emit("b")
+            await run.complete("final")
+
+    async def by_leaving(stream_id: str) -> None:
+        async with owner.manager.start(stream_id, user_id="alice") as run:
+            await run.emit("a")
+            await run.flush()
+            deny_appends(owner, ".log")
+            await run.emit("b")
+
+    for name, way in (("complete", by_complete), ("leaving", by_leaving)):
+        owner.link.events.around_append = None
+        with pytest.raises(PermissionDeniedError):
+            await soon(way(name))
+        events = await read_all(viewer.manager.subscribe, name)
+        assert values(events) == ["a"]
+        assert (events[-1].type, "permission denied" in events[-1].data) == ("error", True)
+
+
+async def test_an_abort_whose_record_is_denied_is_a_fact_all_the_same(world: Timelines) -> None:
+    """The log has decided; the record is repaired by whoever may write it."""
+    owner, other = await world.add(), await world.add()
+    await owner.store.create_job("s", "alice")
+    await emit_stored(owner.transport, "s", "a")
+    key = world.subjects.record("job", "s")
+
+    async def refuse(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+        if subject == key:
+            raise denied(subject)
+        return await go()
+
+    other.link.records.around_append = refuse
+    owner.link.records.around_append = refuse
+    result = await soon(other.manager.abort("s"))
+    assert result.success
+    check_whole(await read_all(owner.manager.subscribe, "s"), ["a"])
+    owner.link.records.around_append = None
+    await owner.store.cleanup()
+    assert (await owner.store.get_job("s")).status == "aborted"
