@@ -6,11 +6,13 @@ how it says so, is the business of ``test_permissions`` and ``test_jetstream_lin
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from timeline_kit import HookedReplica, Timelines, timelines
-from waiting import check_whole, emit_stored, read_all, soon, values
+from waiting import check_whole, emit_stored, eventually, read_all, soon, take, values
 
 from natsjobs import PermissionDeniedError
 
@@ -93,3 +95,51 @@ async def test_an_abort_whose_record_is_denied_is_a_fact_all_the_same(world: Tim
     owner.link.records.around_append = None
     await owner.store.cleanup()
     assert (await owner.store.get_job("s")).status == "aborted"
+
+
+# -- the one who reads --------------------------------------------------------------------------------------------
+
+
+async def test_a_reader_at_the_live_edge_that_may_not_look_any_more_is_told_so(world: Timelines) -> None:
+    """What is missing comes in mid-iteration, not silence; when it is granted again the same reader goes on."""
+    owner, viewer = await world.add(), await world.add()
+    await owner.store.create_job("s", "alice")
+    async with viewer.transport.read("s") as events:
+        await emit_stored(owner.transport, "s", 0)
+        await take(events, 1)
+        await viewer.stop_hearing(world.subjects.live_prefix)
+
+        def refuse() -> None:
+            raise denied("the log")
+
+        viewer.link.events.before_next = refuse
+        with pytest.raises(PermissionDeniedError, match="the log"):
+            await soon(anext(events), within=15)
+        await emit_stored(owner.transport, "s", 1)
+        viewer.link.events.before_next = None
+
+        async def goes_on() -> Any:
+            try:
+                return await anext(events)
+            except PermissionDeniedError:
+                return None
+
+        assert (await eventually(goes_on, within=15)).data == 1
+
+
+async def test_who_waits_for_a_job_and_may_not_read_its_record_is_told_so(world: Timelines) -> None:
+    """ "No such job" after the whole wait would be a lie."""
+    viewer = await world.add(config=world.config(timing={"look": 0.2}))
+    key, reads = world.subjects.record("job", "s"), 0
+
+    async def refuse(subject: str) -> None:
+        nonlocal reads
+        if subject == key:
+            reads += 1
+            if reads > 1:
+                raise denied(subject)
+
+    viewer.link.records.after_last = refuse
+    with pytest.raises(PermissionDeniedError, match=r"job\.s"):
+        async with asyncio.timeout(20), viewer.transport.read("s", wait=60.0):
+            pytest.fail("there is no job")
