@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from natsjobs.engine import garbage
 from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
-from natsjobs.errors import ConnectionLostError
+from natsjobs.errors import ConnectionLostError, PermissionDeniedError
 from natsjobs.jetstream.faults import RequestFailedError
 from natsjobs.jetstream.headers import marker_of, number_of, status_of
 from natsjobs.jetstream.inbox import WireInterest
@@ -62,6 +62,8 @@ class NatsBus:
         try:
             answer, status = await self._wire.request(subject, body, take, limit=timeout)
         except (RequestFailedError, ConnectionLostError) as error:
+            if isinstance(error, RequestFailedError) and error.denied:
+                raise PermissionDeniedError("asking", subject=subject) from None
             raise NoReplyError(f"{subject}: {error}") from None
         if status == _NOBODY:
             raise NoRespondersError(subject)

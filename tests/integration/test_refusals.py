@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from timeline_kit import HookedReplica, Timelines, timelines
+from jetstream_kit import server
+from timeline_kit import NEVER, HookedReplica, Timelines, timelines
 from waiting import check_whole, emit_stored, eventually, read_all, soon, take, values
 
 from natsjobs import PermissionDeniedError
@@ -143,3 +145,35 @@ async def test_who_waits_for_a_job_and_may_not_read_its_record_is_told_so(world:
     with pytest.raises(PermissionDeniedError, match=r"job\.s"):
         async with asyncio.timeout(20), viewer.transport.read("s", wait=60.0):
             pytest.fail("there is no job")
+
+
+# -- the one who judges -------------------------------------------------------------------------------------------
+
+
+async def test_an_owner_that_may_not_be_asked_is_not_judged_dead(tmp_path: Path, caplog: Any) -> None:
+    """A question that was never sent has no silence: without a lease, and living, it keeps its jobs."""
+    users = (
+        "authorization: {users: [{user: admin, password: p}, {user: judge, password: p, permissions: {publish: {"
+        'deny: ["*.owner.*"]}}}]}\n'
+    )
+    with server(tmp_path, f'jetstream: {{store_dir: "$STORE"}}\n{users}') as running:
+        async with timelines(running.url.replace("://", "://admin:p@")) as world:
+            config = world.config(timing={"sweep": NEVER, "request": 1.0})
+            owner = await world.add(config=config)
+            judge = await world.add(config=config, url=running.url, user="judge", password="p")
+            owner_id = owner.store.replica_id
+            await owner.store.create_job("s", "alice")
+            await eventually(lambda: owner_id in judge.store.replica.liveness._known)
+
+            async def no_renewals(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+                if subject == world.subjects.record("owner", owner_id):
+                    raise denied(subject)
+                return await go()
+
+            owner.link.records.around_append = no_renewals
+            await eventually(lambda: caplog.text.count("passes for alive") >= 2, within=30)
+            assert not await world.has_record("owner", owner_id)
+            assert (await owner.store.get_job("s")).status == "running"
+            result = await judge.manager.abort("s")
+            assert (result.success, result.acknowledged) == (True, False), "the end needs nobody's answer"
+            assert "is not asked to stop" in caplog.text
