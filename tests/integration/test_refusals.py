@@ -177,3 +177,22 @@ async def test_an_owner_that_may_not_be_asked_is_not_judged_dead(tmp_path: Path,
             result = await judge.manager.abort("s")
             assert (result.success, result.acknowledged) == (True, False), "the end needs nobody's answer"
             assert "is not asked to stop" in caplog.text
+
+
+# -- the one who counts -------------------------------------------------------------------------------------------
+
+
+async def test_who_may_not_ask_for_viewers_does_not_hear_that_all_have_left(tmp_path: Path) -> None:
+    """Not asked is not "nobody answered": registering says what is missing, and a count says only what it knows."""
+    users = (
+        "authorization: {users: [{user: admin, password: p}, {user: guest, password: p, permissions: {publish: {"
+        'deny: ["*.presence.*"]}}}]}\n'
+    )
+    with server(tmp_path, f'jetstream: {{store_dir: "$STORE"}}\n{users}') as running:
+        async with timelines(running.url.replace("://", "://admin:p@")) as world:
+            viewer, guest = await world.add(), await world.add(url=running.url, user="guest", password="p")
+            await viewer.store.create_job("s", "alice")
+            async with viewer.transport.read("s"):
+                with pytest.raises(PermissionDeniedError, match=r"presence\.s"):
+                    await guest.transport.on_all_subscribers_left("s", lambda: None)
+                assert await guest.transport.count_subscribers("s") == 0
