@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import msgspec
 import nats
 import pytest
 from jetstream_kit import (
@@ -72,6 +73,7 @@ async def test_store_and_transport_on_one_connection_share_one_link(newest_serve
     first, second = link_for(nc, settings), link_for(nc, settings)
     other = link_for(nc, config())
     assert first is second is not other
+    assert link_for(nc, msgspec.structs.replace(settings, create=False)) is not first, "it may do less"
     await asyncio.gather(first.open(), second.open(), other.open())
     assert len(await subscriptions(nc)) == 2
     await first.close()
