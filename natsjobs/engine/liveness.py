@@ -66,10 +66,9 @@ class Liveness:
     async def start(self) -> None:
         """Answer for this replica, hold a lease, watch the others."""
         bus, subjects = self._context.link.bus, self._context.subjects
-        self._interests = [
-            await bus.subscribe(subjects.owner(self._context.replica_id), self._on_request),
-            await bus.subscribe(subjects.changes("owner"), self._on_lease_change),
-        ]
+        # One by one: what a refusal leaves behind has to be known.
+        self._interests.append(await bus.subscribe(subjects.owner(self._context.replica_id), self._on_request))
+        self._interests.append(await bus.subscribe(subjects.changes("owner"), self._on_lease_change))
         await self.renew()
         self._forget = self._context.link.on_reconnect(self._on_reconnect)
         self._context.spawn(self._renew_for_ever(), "natsjobs lease")
