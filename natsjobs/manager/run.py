@@ -25,7 +25,7 @@ class JobRun:
 
     Every call is activity. After the end only ``flush``, ``record_usage`` and ``claim_usage`` work, the rest is a
     ``JobClosedError``. All tasks of the loop may call it; nothing is thread-safe. Every coroutine raises
-    ``UnavailableError`` when NATS does not answer in time.
+    ``UnavailableError`` when NATS does not answer in time, or at once when waiting would not help (``JobManager``).
     """
 
     def __init__(self, outcome: Outcome) -> None:
