@@ -54,7 +54,7 @@ def connect(
     Raises (on entering):
         ConfigError: Options that are natsjobs' own, or that contradict each other.
         UnsupportedServerError: The server is too old, or stream or bucket have other settings.
-        UnavailableError: No server answers.
+        UnavailableError: No server answers, or (``PermissionDeniedError``) this user lacks what every replica needs.
     """
     if nc is not None and (servers is not None or options):
         raise ConfigError("nc", "give either an open connection, or servers and options to open one")

@@ -9,8 +9,10 @@ does not answer in time.
 Every write takes ``generation``: when another one is the newest, nothing changes and it is a ``JobClosedError``.
 Without it the newest is meant.
 
-A write for which there is no room is a ``StreamFullError``, an ``UnavailableError``. From the call that ends a
-generation as done it says that events of it were refused: it has ended as an error instead, or will when there is room.
+Three forms of ``UnavailableError`` come at once, from any call and in mid-iteration, because waiting mends none:
+``StreamFullError`` (no room for a write), ``PermissionDeniedError`` (this NATS user may not) and
+``ConnectionLostError`` (the connection that was given is closed). The first two, from the call that ends a generation
+as done, say that events of it were refused: it has ended as an error instead, or will when that is possible.
 """
 
 from __future__ import annotations
@@ -71,6 +73,8 @@ class EventReader(Protocol):
         HistoryLostError: The events that come next are no longer in the log.
         GenerationReplacedError: A newer generation exists and this one's log has no end to give.
         NotOpenError: The reader was left, or what it belongs to was closed.
+        PermissionDeniedError: The log may not be read (any more); when it may again, the same reader goes on.
+        ConnectionLostError: The connection that was given is closed for good.
     """
 
     def __aiter__(self) -> EventReader:

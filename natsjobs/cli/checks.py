@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from natsjobs.config import Config
-from natsjobs.engine.ports import NoReplyError, NoRespondersError, StreamMissingError
+from natsjobs.engine.ports import NoReplyError, NoRespondersError
 from natsjobs.engine.records import Records, Slot
 from natsjobs.engine.subjects import Subjects
 from natsjobs.engine.wire import decode_object
@@ -74,7 +74,7 @@ class Doctor:
                     yield finding
             except PermissionError as error:
                 yield Finding(name, "skipped", str(error), "grant that, or run this as the operator")
-            except (NatsJobsError, StreamMissingError) as error:
+            except NatsJobsError as error:
                 yield Finding(name, "skipped", f"could not look: {error}", "mend what is above, then run this again")
 
     # -- the server ---------------------------------------------------------------------------------------------------

@@ -253,8 +253,8 @@ def set_up_logging(*, debug: bool) -> None:
     """Warnings of the library as one line each, without tracebacks; everything, with them, when debugging."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s") if debug else _OneLine())
-    if not debug:  # it warns about every TLS connection that ends, and nobody can do anything about it
-        logging.getLogger("asyncio").setLevel(logging.ERROR)
+    if not debug:  # asyncio warns about every TLS connection that ends, and nobody can do anything about it
+        handler.addFilter(lambda record: record.name != "asyncio" or record.levelno >= logging.ERROR)
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
 
 

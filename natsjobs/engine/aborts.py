@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,11 +27,13 @@ from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs
 from natsjobs.engine.terminals import End
-from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError
+from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, PermissionDeniedError
 from natsjobs.interfaces import Callback
 from natsjobs.models import AbortResult, ContentPart, EndReason
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
+
+_log = logging.getLogger(__name__)
 
 _PATHS = 4  # times timing.abort: after that a signal comes by neither of its two paths any more
 _CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request, nor half a message
@@ -183,7 +186,7 @@ class Aborts:
         return bool(answer and answer.get("heard"))
 
     async def _ask_owner(self, record: JobRecord, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The owner's answer; ``None``: nobody there, no answer in time, or somebody else's answer (A2)."""
+        """The owner's answer; ``None``: nobody there, none in time, somebody else's (A2), or it may not be asked."""
         owner = record.job.owner
         if owner is None:
             return None
@@ -196,6 +199,9 @@ class Aborts:
                 subject, msgspec.json.encode(request), timeout=self._context.config.timing.abort
             )
         except (NoRespondersError, NoReplyError):
+            return None
+        except PermissionDeniedError as error:  # the end is what counts, and is a permission of its own
+            _log.warning("the owner of %s is not asked to stop: %s", record.stream_id, error)
             return None
         answer = wire.decode_object(reply)
         return answer if answer and answer.get("replica") == owner and answer.get("mine") else None

@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
-from natsjobs.engine.patience import Backoff, patiently
+from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import Message, StreamMissingError, WrongSequenceError
 from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
 from natsjobs.errors import (
-    ConnectionLostError,
     EventTooLargeError,
     PermissionDeniedError,
     StreamFullError,
@@ -64,7 +63,7 @@ class Chain:
         Raises:
             FencedError: Nothing will ever be stored here any more.
             UnavailableError: NATS was away for ``timing.give_up``; if ``outcome_unknown``, try the same bytes again.
-            StreamFullError, PermissionDeniedError: At once; nothing was stored.
+            StreamFullError, PermissionDeniedError: At once; nothing was stored, unless ``outcome_unknown``.
             EventTooLargeError: The server takes less than it did; nothing is there. Make it smaller.
             ConnectionLostError: The connection was given, and is closed.
         """
@@ -84,7 +83,7 @@ class Chain:
                 _count("refused")
             except StreamMissingError:
                 raise FencedError(None) from None
-            except (ConnectionLostError, StreamFullError, PermissionDeniedError) as error:  # which no waiting mends
+            except FINAL as error:
                 raise _final(error, unsure=unsure) from None
             except EventTooLargeError:  # the server's limit was lowered; an earlier try may have landed before that
                 if unsure and (stored := await self._decide(body, after, None)) is not None:
@@ -179,6 +178,5 @@ def _final(error: UnavailableError, *, unsure: bool) -> UnavailableError:
         _count("full")
     elif isinstance(error, PermissionDeniedError):
         _count("denied")
-    elif isinstance(error, ConnectionLostError):
-        error.outcome_unknown = unsure
+    error.outcome_unknown = unsure  # an earlier attempt may have landed
     return error

@@ -30,18 +30,16 @@ from natsjobs.engine.jobs import (
     running_ttl,
 )
 from natsjobs.engine.ledger import Ledger
-from natsjobs.engine.patience import Backoff, patiently
+from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Runs
 from natsjobs.engine.terminals import End, Position
 from natsjobs.errors import (
-    ConnectionLostError,
     JobClosedError,
     JobRunningError,
     NatsJobsError,
     PermissionDeniedError,
-    StreamFullError,
     UnavailableError,
 )
 from natsjobs.interfaces import IfRunning
@@ -155,7 +153,7 @@ class Creation:
                 if backoff.expired:
                     raise UnavailableError(f"the events stream does not exist: {error}") from None
             except UnavailableError as error:
-                if backoff.expired or isinstance(error, StreamFullError | ConnectionLostError | PermissionDeniedError):
+                if backoff.expired or isinstance(error, FINAL):
                     raise
             await backoff.pause()
 

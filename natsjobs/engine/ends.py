@@ -15,8 +15,7 @@ from natsjobs.engine.callbacks import call
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import Looks
 from natsjobs.engine.ports import Interest, StreamMissingError
-from natsjobs.engine.reader import end_event
-from natsjobs.engine.terminals import find_terminal
+from natsjobs.engine.terminals import end_event, find_terminal
 from natsjobs.errors import UnavailableError
 from natsjobs.interfaces import EndCallback
 from natsjobs.models import EndReason, EventType

@@ -38,6 +38,7 @@ _SHARE = 8
 _SHORTEST = 0.05
 _OVERHEAD = 320  # what a message needs besides its body: subject, headers, the store's own
 _SHORT = 1000
+_FRESH = 3.0
 
 
 class Headroom:
@@ -54,6 +55,11 @@ class Headroom:
         self._own = 0  # bytes that went from here and may be missing in `state`
         self._warned = False
         self._alone = asyncio.Lock()
+
+    @property
+    def fresh(self) -> StreamState | None:
+        """The newest answer, as long as it is asked for again and again; else it may be long out of date."""
+        return self.state if time.monotonic() - self._asked < _FRESH * self._every else None
 
     async def admit(self, size: int) -> None:
         """Called before an append of events with a body of ``size`` bytes.

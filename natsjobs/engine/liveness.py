@@ -3,7 +3,8 @@
 A lapsed lease is a suspicion, not a death (A1): after an outage all leases may have lapsed while every owner lives.
 Death is: the lease is still absent at the leader, *and* two pings a pause apart stay without a valid answer, *and*
 the judge itself has had an unbroken connection for longer than anybody's longest reconnect wait. Silence counts like
-"no responders" (A2); an answer counts only if it is ours and names the replica.
+"no responders" (A2), a ping that this replica may not send counts for nothing; an answer counts only if it is ours and
+names the replica.
 
 How a lapsed lease is noticed: the bucket republishes the server's expiry marker, which makes it quick, and every
 replica reads all leases every third of a lease, which makes it certain (A3). Suspicion stays until the owner is back
@@ -28,7 +29,7 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import is_generation
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs, lost_end
-from natsjobs.errors import JobClosedError, NatsJobsError, UnavailableError
+from natsjobs.errors import JobClosedError, NatsJobsError, PermissionDeniedError, UnavailableError
 from natsjobs.models import EndReason
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
@@ -65,10 +66,9 @@ class Liveness:
     async def start(self) -> None:
         """Answer for this replica, hold a lease, watch the others."""
         bus, subjects = self._context.link.bus, self._context.subjects
-        self._interests = [
-            await bus.subscribe(subjects.owner(self._context.replica_id), self._on_request),
-            await bus.subscribe(subjects.changes("owner"), self._on_lease_change),
-        ]
+        # One by one: what a refusal leaves behind has to be known.
+        self._interests.append(await bus.subscribe(subjects.owner(self._context.replica_id), self._on_request))
+        self._interests.append(await bus.subscribe(subjects.changes("owner"), self._on_lease_change))
         await self.renew()
         self._forget = self._context.link.on_reconnect(self._on_reconnect)
         self._context.spawn(self._renew_for_ever(), "natsjobs lease")
@@ -217,6 +217,9 @@ class Liveness:
             try:
                 reply = await self._context.link.bus.request(subject, request, timeout=max(self._pause, 0.2))
                 answer = msgspec.json.decode(reply, type=_Pong)
+            except PermissionDeniedError as error:  # nobody was asked, so there is no silence to conclude from
+                _log.warning("owner %s passes for alive: %s", owner, error)
+                return []
             except (NoRespondersError, NoReplyError, *wire.UNREADABLE):
                 return None
             if answer.replica != owner:

@@ -2,7 +2,7 @@
 
 Owns the back-off between attempts, the moment of giving up, and the schedule of those who follow something and hear
 nothing (A7). It never repeats an attempt whose outcome is unknown unless the caller says that a repetition is
-harmless; deciding what happened is the caller's business.
+harmless; deciding what happened is the caller's business. ``FINAL`` is the one list of errors that are not waited for.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.errors import ConnectionLostError, PermissionDeniedError, StreamFullError, UnavailableError
 
 T = TypeVar("T")
+
+FINAL: Final = (StreamFullError, PermissionDeniedError, ConnectionLostError)
+"""The forms of ``UnavailableError`` that no waiting mends: whoever tries again and again leaves these to its caller."""
 
 FIRST_WAIT = 0.02
 LONGEST_WAIT = 1.0
@@ -89,7 +92,7 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, limit: float) -> T:
     while True:
         try:
             return await attempt()
-        except (StreamFullError, StreamMissingError, PermissionDeniedError, ConnectionLostError):
+        except (*FINAL, StreamMissingError):
             raise
         except UnavailableError:
             if backoff.expired:

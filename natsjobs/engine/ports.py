@@ -179,6 +179,7 @@ class Bus(Protocol):
         Raises:
             NoRespondersError: At once, when nobody has interest.
             NoReplyError: Nobody answered in ``timeout`` seconds, or the connection is away.
+            PermissionDeniedError: This user may not ask; nobody was asked.
         """
         ...
 
@@ -190,6 +191,7 @@ class Bus(Protocol):
         Raises:
             NoRespondersError: At once, when nobody has interest.
             NoReplyError: There was interest and no answer at all, or the connection is away.
+            PermissionDeniedError: This user may not ask; nobody was asked.
         """
         ...
 

@@ -10,6 +10,7 @@ since; silence is "unknown", and zero only after three unanswered questions over
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -19,8 +20,11 @@ from natsjobs.engine import garbage, wire
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.context import Context
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
+from natsjobs.errors import PermissionDeniedError
 from natsjobs.interfaces import Callback
 from natsjobs.tasks import Tasks
+
+_log = logging.getLogger(__name__)
 
 _COLLECT = 0.25
 _CONFIRM = 0.5
@@ -101,7 +105,11 @@ class Presence:
     # -- asking -------------------------------------------------------------------------------------------------
 
     async def ask(self, stream_id: str) -> int | None:
-        """Subscribers on all replicas; ``None``: somebody is there, but nobody answered."""
+        """Subscribers on all replicas; ``None``: somebody is there, but nobody answered.
+
+        Raises:
+            PermissionDeniedError: Nobody was asked.
+        """
         expected = self._remembered(stream_id)
 
         def enough(answers: list[bytes]) -> bool:
@@ -133,7 +141,11 @@ class Presence:
         Raises:
             UnavailableError: NATS does not answer: nobody knows who is there.
         """
-        found = await self.ask(stream_id)
+        try:
+            found = await self.ask(stream_id)
+        except PermissionDeniedError as error:
+            _log.warning("only the subscribers of %s on this replica are counted: %s", stream_id, error)
+            return self.count(stream_id)
         if found is None:
             await self._context.link.records.state()  # is it they who are silent, or NATS?
         return max(found or 0, self.count(stream_id))
@@ -248,11 +260,14 @@ class _Watch:
             except TimeoutError:
                 pass
             self._news.clear()
-            if self._occupied and await self._all_left():
-                self._occupied = False
-                await self._fire()
-            elif not self._occupied:
-                self._occupied = bool(await self._presence.ask(self._stream_id))
+            try:
+                if self._occupied and await self._all_left():
+                    self._occupied = False
+                    await self._fire()
+                elif not self._occupied:
+                    self._occupied = bool(await self._presence.ask(self._stream_id))
+            except PermissionDeniedError as error:  # taken away meanwhile: whether anybody is left is not known
+                _log.warning("whether subscribers of %s have left is not known: %s", self._stream_id, error)
 
     async def _all_left(self) -> bool:
         joins, silent = self._joins, 0

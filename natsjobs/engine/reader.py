@@ -19,12 +19,12 @@ from functools import partial
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
-from natsjobs.engine.patience import Backoff, patiently
+from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
-from natsjobs.engine.terminals import find_terminal
+from natsjobs.engine.terminals import end_event, find_terminal
 from natsjobs.engine.turns import Turns
 from natsjobs.errors import (
     ConnectionLostError,
@@ -32,10 +32,9 @@ from natsjobs.errors import (
     HistoryLostError,
     JobNotFoundError,
     NotOpenError,
-    PermissionDeniedError,
     UnavailableError,
 )
-from natsjobs.models import EventType, Job, StreamEvent
+from natsjobs.models import Job, StreamEvent
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
@@ -212,8 +211,8 @@ class LogReader:
                     await self._next_turn()
                 elif (event := await self._step()) is not None:
                     return event
-            except (ConnectionLostError, PermissionDeniedError):
-                raise  # which no waiting mends
+            except FINAL:
+                raise
             except UnavailableError as error:
                 _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # an outage ends no reader
                 await asyncio.sleep(_OUTAGE_PAUSE)
@@ -236,6 +235,8 @@ class LogReader:
             await self._raise_lost()
         if self._position < tail.next:
             await self._read_page()
+        elif tail.denied is not None:
+            raise copy(tail.denied)
         else:
             await tail.changed()
         return None
@@ -386,15 +387,3 @@ class LogReader:
             if tail is not None:
                 tail.wake()
                 await self._tails.leave(tail)
-
-
-def end_event(generation: str, terminal: wire.Terminal) -> StreamEvent:
-    """A terminal record as readers get it."""
-    return StreamEvent(
-        type=EventType(terminal.type),
-        index=terminal.index,
-        cursor=str(wire.Cursor(generation, terminal.index + 1, terminal.seq)),
-        generation=generation,
-        raw=terminal.raw,
-        end_reason=terminal.reason,
-    )

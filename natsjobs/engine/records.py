@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 
 from natsjobs.engine import garbage, wire
-from natsjobs.engine.patience import Backoff, patiently
+from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
-from natsjobs.errors import ConnectionLostError, PermissionDeniedError, StreamFullError, UnavailableError
+from natsjobs.errors import StreamFullError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Records:
                 unsure = True  # 10164: another append is in flight; nothing is decided yet
             except StreamMissingError as error:
                 raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
-            except (StreamFullError, PermissionDeniedError, ConnectionLostError) as error:
+            except FINAL as error:
                 raise _final(error, unsure=unsure) from None
             except UnavailableError as error:
                 unsure = unsure or error.outcome_unknown
@@ -155,6 +155,6 @@ def _slot(message: Message) -> Slot:
 def _final(error: UnavailableError, *, unsure: bool) -> UnavailableError:
     """What no waiting mends, as the writer of a key hears it."""
     if isinstance(error, StreamFullError):
-        return StreamFullError(f"the bucket is full: {error}", size=error.size, limit=error.limit)
+        error = StreamFullError(f"the bucket is full: {error}", size=error.size, limit=error.limit)
     error.outcome_unknown = unsure
     return error

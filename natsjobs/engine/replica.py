@@ -92,10 +92,17 @@ class Replica:
         yield measures.EVENTS_QUEUED, (), self.runs.queued
         yield measures.READERS, (), self.context.readers
         yield measures.CONNECTED, (), self.context.link.connected_since is not None
-        for name, state in list(self._states.items()):
+        for name, state in self._sizes().items():
             yield measures.STREAM_SIZE, (name,), state.bytes
             if state.max_bytes > 0:
                 yield measures.STREAM_LIMIT, (name,), state.max_bytes
+
+    def _sizes(self) -> dict[str, StreamState]:
+        """What was last seen of stream and bucket, by ``check`` or by whoever keeps room for ends."""
+        seen, looked = dict(self._states), self.context.headroom.fresh
+        if looked is not None and ("events" not in seen or looked.now > seen["events"].now):
+            seen["events"] = looked
+        return seen
 
     async def _stop(self) -> None:
         hub.forget(self)

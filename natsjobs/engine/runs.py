@@ -199,7 +199,8 @@ class Runs:
         Raises:
             JobClosedError: Its log is gone.
             UnavailableError: Not stored in time; it is kept and stored later.
-            StreamFullError: Either that, or events were refused, so that the generation has ended as an error instead.
+            StreamFullError, PermissionDeniedError: Either that, or events were refused, so that the generation has
+                ended as an error instead.
         """
         key = (stream_id, generation)
         try:
@@ -231,10 +232,10 @@ class Runs:
         return terminal, record
 
     async def mark_ended(self, stream_id: str, generation: str, terminal: wire.Terminal) -> JobRecord | None:
-        """As ``jobs.mark_ended``; on a full bucket the record waits for a sweep, for the log has decided already."""
+        """As ``jobs.mark_ended``; a refused record waits for somebody's sweep, for the log has decided already."""
         try:
             return await mark_ended(self._context, stream_id, generation, terminal)
-        except StreamFullError as error:
+        except (StreamFullError, PermissionDeniedError) as error:
             _log.warning("the record of %s does not say yet that it ended: %s; a sweep repairs it", stream_id, error)
             return None
 

@@ -19,10 +19,9 @@ from natsjobs.engine.jobs import (
     read_record,
     record_of,
 )
-from natsjobs.engine.reader import end_event
 from natsjobs.engine.records import ConflictError
 from natsjobs.engine.replica import Replica
-from natsjobs.engine.terminals import End
+from natsjobs.engine.terminals import End, end_event
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import IfRunning
 from natsjobs.models import (

@@ -107,11 +107,11 @@ class HandlerSubscription:
             try:
                 await self._reader.start_live(after=lost)
             except ConnectionLostError:
-                return  # the reader is closed, and the next read of it says so
+                return  # the next read of this reader says so
             except (ResumeError, UnavailableError) as error:
                 _log.info("a subscription waits: %s", error)
                 await self._reader.close()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(_DENIED_PAUSE if isinstance(error, PermissionDeniedError) else 0.2)
             else:
                 return
 

@@ -8,7 +8,8 @@ The live path loses messages in ordinary operation (a deposed leader never repub
 node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: read
 at the leader the first message after the last one seen. It happens on attach, after every gap, reconnect and wake-up,
 once more soon after each of these, and ever more rarely while nothing comes (A7; ``patience.Looks``).
-A terminal record that arrives live is believed only after it was read from the log (B10).
+A terminal record that arrives live is believed only after it was read from the log (B10). Who may not look does not
+know whether there is more: that is told to readers that have nothing else (``denied``), until a look succeeds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -24,7 +26,13 @@ from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, read_terminal
-from natsjobs.errors import ConnectionLostError, HistoryLostError, NatsJobsError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    HistoryLostError,
+    NatsJobsError,
+    PermissionDeniedError,
+    UnavailableError,
+)
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
@@ -43,6 +51,7 @@ class Tail:
         self.stream_id, self.generation = stream_id, generation
         self.terminal: wire.Terminal | None = None
         self.lost: NatsJobsError | None = None
+        self.denied: PermissionDeniedError | None = None
         self.users = 0
         self._context = context
         self._subjects = context.subjects
@@ -118,7 +127,7 @@ class Tail:
             await asyncio.wait([self._opening])
         if self._forget_reconnect is not None or self._closed:
             if self.lost:
-                raise self.lost
+                raise copy(self.lost)
             return
         self._opening = asyncio.get_running_loop().create_future()
         try:
@@ -270,10 +279,15 @@ class Tail:
                 if (self._doubtful or self._looks.silent % 5 == 1) and self.terminal is None:
                     await self._prove()
                     self._doubtful = False
+                self.denied = None
         except ConnectionLostError as error:
             self.lost = error
             self.wake()
-        except (UnavailableError, StreamMissingError) as error:
+        except PermissionDeniedError as error:
+            self._looks.news()
+            self.denied = error
+            self.wake()
+        except UnavailableError as error:
             self._looks.news()  # the long pauses are for a log that says that there is nothing
             _log.info("following %s: %s; still trying", self.stream_id, error)
         except NatsJobsError as error:

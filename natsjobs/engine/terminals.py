@@ -1,7 +1,8 @@
 """How a log stands: read from its newest message, at the leader.
 
-Owns the meaning of a newest message (a terminal record, a tombstone, somebody else's bytes) and joining a final event
-that was stored in pieces. It writes nothing, and what it reads may be old (B3): only an append decides.
+Owns the meaning of a newest message (a terminal record, a tombstone, somebody else's bytes), joining a final event that
+was stored in pieces, and the form in which readers get an end. It writes nothing, and what it reads may be old (B3):
+only an append decides.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError
-from natsjobs.models import EndReason
+from natsjobs.models import EndReason, EventType, StreamEvent
 
 _PATIENCE = 10.0  # as long as an election may take
 
@@ -103,6 +104,18 @@ async def _first_terminal(link: Link, end_subject: str, until: int) -> wire.Term
             return await read_terminal(link, message, entry)
         seq = message.seq + 1
     return None
+
+
+def end_event(generation: str, terminal: wire.Terminal) -> StreamEvent:
+    """A terminal record as readers get it."""
+    return StreamEvent(
+        type=EventType(terminal.type),
+        index=terminal.index,
+        cursor=str(wire.Cursor(generation, terminal.index + 1, terminal.seq)),
+        generation=generation,
+        raw=terminal.raw,
+        end_reason=terminal.reason,
+    )
 
 
 async def read_terminal(link: Link, message: Message, entry: wire.Entry) -> wire.Terminal:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
-from natsjobs.engine.patience import Looks
+from natsjobs.engine.patience import FINAL, Looks
 from natsjobs.engine.ports import Incoming, Interest
-from natsjobs.errors import ConnectionLostError, UnavailableError
+from natsjobs.errors import UnavailableError
 
 
 class Turns:
@@ -54,6 +54,7 @@ class Turns:
 
         Raises:
             ConnectionLostError: The connection was given, and is closed for good.
+            PermissionDeniedError: The record may not be read.
         """
         looks = Looks(self._context.config.timing.look)
         with contextlib.suppress(TimeoutError):
@@ -62,7 +63,7 @@ class Turns:
                     self._news.clear()
                     try:
                         record = await read_record(self._context, self._stream_id)
-                    except ConnectionLostError:
+                    except FINAL:
                         raise
                     except UnavailableError:
                         record = None

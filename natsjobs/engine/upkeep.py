@@ -123,7 +123,7 @@ class Upkeep:
             began, removed = time.monotonic(), True
             try:
                 removed = await remove_log(self._context, stream_id, generation)
-            except (NatsJobsError, StreamMissingError) as error:
+            except NatsJobsError as error:
                 _log.info("the log of %s stays until max_age: %s", stream_id, error)
             if removed:
                 await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)
@@ -269,7 +269,7 @@ class Upkeep:
                     await remove_log(self._context, stream_id, generation)
             except PermissionDeniedError:
                 return  # this replica is a gateway: a worker removes them
-            except (NatsJobsError, StreamMissingError) as error:
+            except NatsJobsError as error:
                 _log.info("an orphaned log of %s stays: %s", stream_id, error)
             await asyncio.sleep((time.monotonic() - began) * _PAUSE_FACTOR)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from natsjobs.engine import garbage
 from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
-from natsjobs.errors import ConnectionLostError
+from natsjobs.errors import ConnectionLostError, PermissionDeniedError
 from natsjobs.jetstream.faults import RequestFailedError
 from natsjobs.jetstream.headers import marker_of, number_of, status_of
 from natsjobs.jetstream.inbox import WireInterest
@@ -62,7 +62,7 @@ class NatsBus:
         try:
             answer, status = await self._wire.request(subject, body, take, limit=timeout)
         except (RequestFailedError, ConnectionLostError) as error:
-            raise NoReplyError(f"{subject}: {error}") from None
+            raise _unanswered(error, subject) from None
         if status == _NOBODY:
             raise NoRespondersError(subject)
         return bytes(answer)
@@ -83,8 +83,15 @@ class NatsBus:
             status = await self._wire.request(subject, body, take, limit=timeout)
         except (RequestFailedError, ConnectionLostError) as error:
             if not answers:
-                raise NoReplyError(f"{subject}: {error}") from None
+                raise _unanswered(error, subject) from None
             status = 0
         if status == _NOBODY and not answers:
             raise NoRespondersError(subject)
         return answers
+
+
+def _unanswered(error: RequestFailedError | ConnectionLostError, subject: str) -> Exception:
+    """Silence, unless nobody was asked because this user may not."""
+    if isinstance(error, RequestFailedError) and error.denied:
+        return PermissionDeniedError("asking", subject=subject)
+    return NoReplyError(f"{subject}: {error}")

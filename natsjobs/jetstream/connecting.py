@@ -1,7 +1,7 @@
 """How a connection of our own is opened and comes back: options, jitter, which server next.
 
-Owns the numbers of reconnecting. It does not watch the connection; ``wire`` does, and asks for a new one when nats-py
-has closed the old one for good (an expired token, credentials changed under it, an oversized message).
+Owns the numbers of reconnecting. It does not watch the connection; ``connection`` does, and asks for a new one when
+nats-py has closed the old one for good (an expired token, credentials changed under it, an oversized message).
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def translated(doing: str) -> Generator[None, None, None]:
     """
     try:
         yield
-    except (NatsJobsError, WrongSequenceError, NoRespondersError, NoReplyError, StreamMissingError):
+    except (NatsJobsError, WrongSequenceError, NoRespondersError, NoReplyError):
         raise
     except (core.Error, OSError, TimeoutError) as error:
         raise of_nats(error, doing) from error

@@ -18,7 +18,7 @@ import msgspec
 from natsjobs.config import Config
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.subjects import Subjects
-from natsjobs.errors import UnavailableError
+from natsjobs.errors import PermissionDeniedError, UnavailableError
 from natsjobs.jetstream.faults import NO_STREAM, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import seconds_of, status_of
 from natsjobs.jetstream.setup import NEVER, api_prefix
@@ -156,10 +156,8 @@ class Inspection:
         """Whether this user may."""
         try:
             interest = await self._wire.subscribe(subject, _ignore, limit=self._limit)
-        except UnavailableError as error:
-            if "permission" in str(error).lower() or "refused" in str(error):
-                return False
-            raise
+        except PermissionDeniedError:
+            return False
         await interest.unsubscribe()
         return True
 

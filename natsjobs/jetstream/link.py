@@ -204,8 +204,8 @@ def link_for(nc: Client, config: Config) -> NatsLink:
 
     A link keeps its connection alive, never the other way round.
     """
-    settings = (config.replicas, config.storage, config.max_bytes, config.retention.log, config.timing.request)
-    key = (id(nc), config.namespace, config.domain, *settings)
+    settings = (config.replicas, config.storage, config.max_bytes, config.create, config.retention.log)
+    key = (id(nc), config.namespace, config.domain, *settings, config.timing.request)
     link = _links.get(key)
     if link is None:
         link = _links[key] = NatsLink(nc, config)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from natsjobs.config import Config
+from natsjobs.engine.patience import FINAL
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import PermissionDeniedError, StreamFullError, UnavailableError, UnsupportedServerError
@@ -40,7 +41,6 @@ class _Answer(msgspec.Struct, frozen=True):
     config: Settings = {}
     created: str = ""
     domain: str = ""
-    did_create: bool = False
     error: ServerError | None = None
 
 
@@ -264,7 +264,7 @@ class Setup:
         while True:
             try:
                 answer: _Answer = await ask()
-            except (StreamFullError, StreamMissingError, PermissionDeniedError):
+            except (*FINAL, StreamMissingError):
                 raise
             except UnavailableError:
                 if time.monotonic() + pause > deadline:

@@ -52,9 +52,11 @@ class Wire(Connection):
             raise InvalidArgumentError("subject", f"{subject[:200]!r} is no NATS subject")
 
     async def publish(self, subject: str, body: bytes) -> None:
-        """Send and forget; while the connection is away, only forget."""
+        """Send and forget; while the connection is away, or there is none (any more), only forget."""
+        if self._tap is None:
+            return
         self.check(subject, body)
-        if self.ready and self._tap is not None and not self._tap.crowded:
+        if self.ready and not self._tap.crowded:
             self._published.append(subject)
             with translated(f"publishing to {subject}"):
                 await self._tap.send(subject, body)

@@ -40,7 +40,8 @@ class JobManager:
     destroyed. Leaving waits ``timing.request`` for NATS to store the ends, then twice ``timing.abort`` for bodies that
     ignore their interruption; what is left of them then is logged and can store nothing. ``config`` of ``None`` means
     ``Config.from_env()``. Every method raises ``NotOpenError`` outside the block, ``InvalidIdError`` for an id that can
-    never be one, and ``UnavailableError`` when NATS stays away.
+    never be one, and ``UnavailableError`` when NATS stays away, or at once when waiting would not help
+    (``StreamFullError``, ``PermissionDeniedError``, ``ConnectionLostError``).
     """
 
     def __init__(self, store: JobStore, transport: EventTransport, *, config: Config | None = None) -> None:

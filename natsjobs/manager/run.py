@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Unpack, cast
 
-from natsjobs.errors import JobClosedError, NotOpenError, StreamFullError
+from natsjobs.errors import JobClosedError, NotOpenError, PermissionDeniedError, StreamFullError
 from natsjobs.manager.interrupt import outlast
 from natsjobs.manager.outcome import CANCELLED, SHUTDOWN, Backend, Ending, Outcome, completed, failed
 from natsjobs.models import Job, JobFields, JobStatus, RunStep, UsageMetadata
@@ -25,7 +25,7 @@ class JobRun:
 
     Every call is activity. After the end only ``flush``, ``record_usage`` and ``claim_usage`` work, the rest is a
     ``JobClosedError``. All tasks of the loop may call it; nothing is thread-safe. Every coroutine raises
-    ``UnavailableError`` when NATS does not answer in time.
+    ``UnavailableError`` when NATS does not answer in time, or at once when waiting would not help (``JobManager``).
     """
 
     def __init__(self, outcome: Outcome) -> None:
@@ -145,7 +145,8 @@ class JobRun:
             JobClosedError: It has ended already, or another end came first (an abort in the same moment).
             InvalidEventError: The final event has no JSON form; the run goes on.
             UnavailableError: NATS stays away; the end may still be stored later.
-            StreamFullError: The last events were refused; the run has ended as failed, or will once there is room.
+            StreamFullError, PermissionDeniedError: The last events were refused; the run has ended as failed, or will
+                once there is room.
         """
         await self._outcome.ask(completed(final_event))
 
@@ -359,7 +360,7 @@ class RunBlock:
                 return True
             if isinstance(exc, JobClosedError):
                 return False
-            if isinstance(outcome.unstored, StreamFullError):  # the run is complete, but not all of it is stored
+            if isinstance(outcome.unstored, StreamFullError | PermissionDeniedError):  # not all of it is stored
                 raise outcome.unstored from exc
             raise outcome.closed_error() from exc
         if end is None and outcome.wanted is not SHUTDOWN and outcome.unstored is not None:

@@ -64,7 +64,7 @@ natsjobs.usage.tokens (counter, {token}) by type
     tokens of usage recorded here: input or output
     for: cost
 natsjobs.stream.size (gauge, By) by stream
-    stored bytes of the stream (events) and the bucket (jobs), as last seen by a readiness check or a scrape
+    stored bytes of the stream (events) and the bucket (jobs), as a readiness check or scrape, or a run here, saw it
     for: alert at 80 % of the limit: nothing is stored when it is full
 natsjobs.stream.limit (gauge, By) by stream
     their max_bytes; absent without one

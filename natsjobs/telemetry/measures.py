@@ -123,7 +123,7 @@ STREAM_SIZE: Final = Measure(
     "natsjobs.stream.size",
     "gauge",
     "By",
-    "stored bytes of the stream (events) and the bucket (jobs), as last seen by a readiness check or a scrape",
+    "stored bytes of the stream (events) and the bucket (jobs), as a readiness check or scrape, or a run here, saw it",
     "alert at 80 % of the limit: nothing is stored when it is full",
     ("stream",),
 )

@@ -677,6 +677,7 @@ async def test_every_open_has_its_close(ground: Ground, link: Link) -> None:
     await ear.until(1)
     await link.close()
     assert link.connected_since is None
+    await link.bus.publish(ground.names.abort("s"), b"1")  # which is silent
     with pytest.raises(NotOpenError):
         await link.events.state()
     with pytest.raises(NotOpenError):

@@ -132,6 +132,17 @@ async def test_what_is_not_ours_is_counted(backend, replica, jobs, value):
     assert value("natsjobs_garbage_total", kind="a message in an event log") >= 1
 
 
+async def test_a_worker_knows_its_stream_without_being_asked(backend, jobs, value):
+    """Nobody checks its readiness: what it reads to keep room for ends is what its figures show."""
+    await backend.limit(400 * 1024)
+    async with jobs.start("s", user_id="alice") as run:
+        await run.emit("x" * 40 * 1024)
+        await run.flush()
+        await eventually(lambda: (value("natsjobs_stream_size_bytes", stream="events") or 0) > 40 * 1024)
+        assert value("natsjobs_stream_limit_bytes", stream="events") == 400 * 1024
+    await eventually(lambda: value("natsjobs_stream_size_bytes", stream="events") is None, within=20)  # no stale alarm
+
+
 async def test_a_failing_background_task_is_counted(jobs, value):
     """What is only in the log otherwise."""
 

@@ -7,7 +7,7 @@ import gc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError, WrongSequenceError
@@ -95,6 +95,7 @@ def test_a_tree_finds_the_subjects_of_a_filter(stored: set[str], subject_filter:
     assert len(tree.below(subject_filter, 2)) == min(2, len(tree.below(subject_filter)))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a machine that does something else as well
 @given(st.sets(filters), subjects)
 def test_a_tree_finds_the_filters_of_a_subject(stored: set[str], subject: str) -> None:
     """Exactly those that match, each once."""
