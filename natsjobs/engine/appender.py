@@ -20,7 +20,7 @@ from copy import copy
 from typing import Any
 
 from natsjobs.engine import wire
-from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
+from natsjobs.engine.chain import OVERHEAD, Chain, FencedError, group
 from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
 from natsjobs.engine.terminals import End, Position
@@ -34,18 +34,14 @@ GROUP_BYTES = 262_144
 INLINE_BYTES = 65_536
 """A larger final event is stored in pieces before its terminal record (B7)."""
 
+OnClosed = Callable[[wire.Terminal | None], None]
+
 
 class Appender:
     """Writes events, and at most one terminal record, of one generation."""
 
     def __init__(
-        self,
-        context: Context,
-        *,
-        stream_id: str,
-        generation: str,
-        position: Position,
-        on_closed: Callable[[wire.Terminal | None], None],
+        self, context: Context, *, stream_id: str, generation: str, position: Position, on_closed: OnClosed
     ) -> None:
         """``on_closed`` hears once of the terminal record (``None``: the log is gone) that closed this appender."""
         self.stream_id, self.generation = stream_id, generation
@@ -105,6 +101,8 @@ class Appender:
     async def flush(self) -> int:
         """Wait until everything queued so far is stored; the index of the newest of these. Raises as ``put`` does."""
         self._check(flushing=True)
+        if self.refused is not None and not self.closed:
+            raise copy(self.refused)
         return await self._until_stored(self._taken)
 
     async def _until_stored(self, number: int) -> int:
@@ -126,7 +124,7 @@ class Appender:
             self._kick()  # the next try starts with the call that heard of the failure
             raise error
         if self.closed is not None:
-            if flushing and self._stored >= self._taken:
+            if flushing and not self.owes:
                 return
             raise copy(self.closed)  # anew each time: a raised exception keeps its traceback, and that its frames
         if self._sealed and not flushing:
@@ -168,13 +166,12 @@ class Appender:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(wait, self._on_timer)
             return
-        self.stop_timer()
+        self._stop_timer()
         self._busy = True
         self._sent_at = time.monotonic()
         self._tasks.spawn(self._send(), name=f"natsjobs append {self.stream_id}")
 
-    def stop_timer(self) -> None:
-        """Nothing is sent by itself any more; a replica that closes leaves no timer behind."""
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -183,6 +180,11 @@ class Appender:
         self._timer = None
         self._sent_at = 0.0
         self._kick()
+
+    def release(self, why: Exception) -> None:
+        """This replica closes: nothing is sent any more, and no timer is left; whoever waits here is told ``why``."""
+        self._stop_timer()
+        self._fail(why)
 
     async def _send(self) -> None:
         try:
@@ -214,7 +216,7 @@ class Appender:
             if not self._queue:
                 return  # closed before this task ran
             if self._pending is None:
-                events = self._group()
+                events = group(self._queue, GROUP_BYTES, self._link.max_payload - OVERHEAD)
                 if not events:
                     await chain.append_parts(chain.log, "part", self._queue[0])
                     self._leave(1, chain.position.index - 1)
@@ -232,17 +234,6 @@ class Appender:
             if stored:
                 self._leave(count, index)
                 return
-
-    def _group(self) -> list[bytes]:
-        """Events for one message; empty: the first is too large for one."""
-        limit = min(GROUP_BYTES, self._link.max_payload - OVERHEAD)
-        size, events = 0, list[bytes]()
-        for raw in self._queue:
-            size += len(raw) + 1
-            if size > limit and (events or size > self._link.max_payload - OVERHEAD):
-                break
-            events.append(raw)
-        return events
 
     def _leave(self, count: int, index: int) -> None:
         size = sum(len(self._queue.popleft()) for _ in range(min(count, len(self._queue))))
@@ -325,12 +316,15 @@ class Appender:
             except JobClosedError:
                 return
             except (StreamFullError, PermissionDeniedError) as error:
+                if self._busy:
+                    continue  # somebody else waited too, and for him it is tried again
                 # The end must fit all the same (B8), and is a permission of its own (B10); it says that the events
                 # which were refused are missing.
                 self.refused = error
                 self._queue.clear()
                 self._queued_bytes = 0
                 self._pending = None
+                self._stored = self._taken  # nobody may wait for them any more; `refused` says that they are missing
 
     async def _store_end(self, end: End) -> wire.Terminal:
         chain, kind, data = self._chain, end.kind, end.data
@@ -365,7 +359,7 @@ class Appender:
             self.terminal = terminal
             status, reason = (terminal.status, terminal.reason) if terminal else (None, None)
             self.closed = JobClosedError(self.stream_id, self.generation, status, reason)
-            self.stop_timer()
+            self._stop_timer()
             self._queue.clear()
             self._queued_bytes = 0
             self._fail(self.closed)
@@ -385,7 +379,7 @@ class Appender:
     @property
     def owes(self) -> bool:
         """Events that it took were lost with the end of the generation: whoever flushes is to hear of it."""
-        return self.closed is not None and self._stored < self._taken
+        return self.closed is not None and (self._stored < self._taken or self.refused is not None)
 
     @property
     def queued(self) -> int:

@@ -9,7 +9,7 @@ writer's: the position moves behind the tail. None: the same bytes again, becaus
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -164,6 +164,20 @@ class Chain:
                 first = first or self.position.seq
             else:
                 return first
+
+
+def group(queue: Iterable[bytes], most: int, limit: int) -> list[bytes]:
+    """The events at the head of a queue that go in one message: of ``most`` bytes, or one alone of ``limit``.
+
+    Empty: the first is too large for one.
+    """
+    size, events = 0, list[bytes]()
+    for raw in queue:
+        size += len(raw) + 1
+        if size > min(most, limit) and (events or size > limit):
+            break
+        events.append(raw)
+    return events
 
 
 def _count(outcome: str, *, since: float | None = None) -> None:

@@ -60,8 +60,10 @@ class Creation:
 
     # -- begin --------------------------------------------------------------------------------------------------
 
-    async def create(self, fixed: Mapping[str, Any], fields: Mapping[str, Any], if_running: IfRunning) -> Job:
-        """Make a new generation. ``fixed``: ids, in wire form; ``fields``: checked fields, in wire form."""
+    async def create(
+        self, fixed: Mapping[str, Any], fields: Mapping[str, Any], if_running: IfRunning, by: object
+    ) -> Job:
+        """Make a new generation. ``fixed``: ids, in wire form; ``fields``: checked fields; ``by``: the store."""
         context, stream_id = self._context, str(fixed["streamId"])
         merge({}, {**fixed, **fields}, limit=context.record_bytes)  # before anything is sent
         while True:
@@ -76,7 +78,7 @@ class Creation:
                 previous = record_of(slot)
                 if previous is not None and not previous.status.is_terminal:
                     continue  # yet another create came between
-            job = await self._begin(slot, previous, fixed, fields)
+            job = await self._begin(slot, previous, fixed, fields, by)
             if job is not None:
                 hub.add(measures.JOBS_STARTED)
                 self._content.forget(stream_id)
@@ -96,13 +98,15 @@ class Creation:
             _log.info("the log of %s was gone before it was replaced", previous.stream_id)
 
     async def _begin(
-        self, slot: Slot, previous: JobRecord | None, fixed: Mapping[str, Any], fields: Mapping[str, Any]
+        self, slot: Slot, previous: JobRecord | None, fixed: Mapping[str, Any], fields: Mapping[str, Any], by: object
     ) -> Job | None:
         """Open the log, own the run, change the record; ``None``: another create changed the record first."""
         context, stream_id = self._context, str(fixed["streamId"])
         before = previous.job.created_at if previous else _left_at(slot)
-        # Also larger than any this replica gave out, so that "newest first" is the order of calls within a millisecond.
-        created_at = self._created_at = max(int(time.time() * 1000), before + 1, self._created_at + 1)
+        # Larger than any this replica gave out, so that "newest first" is the order of calls within a millisecond. The
+        # predecessor's may come from a clock that is wrong: it moves this job, and not all that are created after it.
+        self._created_at = max(int(time.time() * 1000), self._created_at + 1)
+        created_at = min(max(self._created_at, before + 1), LATEST)
         generation = wire.generation_id(created_at)
         data = merge(
             {},
@@ -121,7 +125,7 @@ class Creation:
         )
         job = msgspec.convert(data, Job)
         seq = await self._open_log(stream_id, generation)
-        self._runs.own(job, Position(seq, 0))
+        self._runs.own(job, Position(seq, 0), by)
         if hub.tracer is not None:
             with hub.tracing() as tracer:
                 if trace := tracer.start_run((stream_id, generation), data):

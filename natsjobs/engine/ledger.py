@@ -39,17 +39,23 @@ class Ledger:
         self._kept: dict[tuple[str, str], list[UsageMetadata]] = {}  # claimed here and not handed out yet
         self._lists: dict[str, list[Any]] = {}
         self._recorded: dict[str, list[Any]] = {}  # entries of a list that were recorded; held, so ids stay unique
+        # Entries of a list whose recording was begun and not seen to its end, with their generation and key.
+        self._begun: dict[str, list[tuple[Any, str, str]]] = {}
 
     # -- entries ------------------------------------------------------------------------------------------------
 
     async def record(self, stream_id: str, generation: str, usage: UsageMetadata | Mapping[str, Any]) -> None:
         """Store one entry, durable when it returns."""
+        await self._record(stream_id, generation, wire.random_token(16), usage)
+
+    async def _record(
+        self, stream_id: str, generation: str, entry_id: str, usage: UsageMetadata | Mapping[str, Any]
+    ) -> None:
         try:
             wire.encode_event(usage, limit=1 << 40)
         except InvalidEventError as error:
             raise InvalidArgumentError("usage", str(error)) from None
         entry = usage_from(usage)
-        entry_id = wire.random_token(16)
         value = {**to_dict(entry), "id": entry_id}
         limit = min(_ENTRY_BYTES, self._context.record_bytes)
         if (size := len(wire.ascii_json(value))) > limit:
@@ -116,11 +122,13 @@ class Ledger:
             raise InvalidArgumentError("usage", f"must be a list, not {type(usage).__name__}")
         self._lists[stream_id] = usage
         self._recorded[stream_id] = []
+        self._begun[stream_id] = []
 
     def forget(self, stream_id: str) -> None:
         """The generation of the list is over and recorded."""
         self._lists.pop(stream_id, None)
         self._recorded.pop(stream_id, None)
+        self._begun.pop(stream_id, None)
 
     @property
     def named(self) -> set[str]:
@@ -140,16 +148,28 @@ class Ledger:
 
     async def record_listed(self, stream_id: str, generation: str) -> None:
         """Record the new entries of the local list, each once."""
-        for entry in self._new(stream_id):
-            recorded = self._recorded[stream_id]
+        if not (entries := self._new(stream_id)):
+            return
+        recorded, begun = self._recorded[stream_id], self._begun[stream_id]
+        for entry in entries:
+            if any(other is entry for other in recorded):
+                continue  # by another caller, while this one waited for the entries before
             recorded.append(entry)  # first, so that a second caller does not record it too
+            # A call that was cut off, or gave up, may have stored it all the same: the next one names the same key.
+            known = next((one for one in begun if one[0] is entry), None)
+            trying = known or (entry, generation, wire.random_token(16))
+            if known is None:
+                begun.append(trying)
             try:
-                await self.record(stream_id, generation, entry)
+                await self._record(stream_id, trying[1], trying[2], entry)
+            except ConflictError:
+                pass
             except (InvalidArgumentError, EventTooLargeError) as error:
                 _log.warning("an entry of the usage list of %s cannot be recorded: %s", stream_id, error)
             except BaseException:
                 recorded[:] = [other for other in recorded if other is not entry]
                 raise
+            begun[:] = [other for other in begun if other is not trying]
 
 
 def _measure(run: tuple[str, str], entry: UsageMetadata) -> None:

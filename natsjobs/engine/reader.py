@@ -55,16 +55,14 @@ class LogReader:
         self._record: JobRecord | None = None
         self._tail: Tail | None = None
         self._generation = ""
-        self._closed = False
-        self._ended = False
+        self._closed = self._ended = False
         self._cursor: str | None = None
         self._given: str | None = None  # the generation that was read to its end, while the next has not been entered
-        self._position = 0
-        self._seq = 0
+        self._position = self._seq = 0
         self._batch: Batch | None = None
         self._ahead: deque[Batch] = deque()
         self._replay: Replay | None = None
-        self._doubts = 0
+        self._doubts, self._doubted = 0, 0.0
         self._fresh = False  # reading a generation from its start, and nothing was given yet
         self._span: object = None
         context.readers += 1
@@ -102,7 +100,7 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
-        self._batch, self._replay, self._doubts = None, None, 0
+        self._batch, self._replay, self._doubts, self._doubted = None, None, 0, 0.0
         self._ahead.clear()
 
     def _end_span(self) -> None:
@@ -288,7 +286,7 @@ class LogReader:
             verdict = replay.feed(message.seq, entry, end=message.subject.endswith(".end"))
             if isinstance(verdict, Batch):
                 self._ahead.append(verdict)
-                self._doubts = 0
+                self._doubts, self._doubted = 0, 0.0
             elif verdict is Verdict.GONE:
                 raise HistoryLostError(self._stream_id, "its log was removed")
             elif verdict in {Verdict.GAP, Verdict.CLEARED}:
@@ -299,14 +297,16 @@ class LogReader:
 
     async def _doubt(self, detail: str) -> None:
         """The log does not have what comes next: once the hint was wrong, then a read was old, then it is lost."""
-        self._doubts += 1
         self._replay, self._seq = None, 0
         if self._fresh and await self._start_behind_clearing():
             return
-        if self._doubts >= _PROOFS:
+        if self._doubts + 1 >= _PROOFS:
             raise HistoryLostError(self._stream_id, detail)
-        if self._doubts > 1:
-            await asyncio.sleep(0.05 * 4**self._doubts)
+        # By the clock: a caller with short time-outs neither shortens the proof nor puts it off for ever.
+        now = asyncio.get_running_loop().time()
+        self._doubted = self._doubted or now + (0.05 * 4 ** (self._doubts + 1) if self._doubts else 0)
+        await asyncio.sleep(max(0.0, self._doubted - now))
+        self._doubts, self._doubted = self._doubts + 1, 0.0
 
     async def _start_behind_clearing(self) -> bool:
         """Whoever reads from the start of a log that was cleared reads from there; only a cursor can lose history."""

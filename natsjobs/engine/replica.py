@@ -114,14 +114,16 @@ class Replica:
         self.runs.close()
         await self.context.link.close()
 
-    async def shut_down(self) -> None:
-        """End the runs owned here with ``SHUTDOWN``; says which ends could not be stored.
+    async def shut_down(self, by: object) -> None:
+        """End the runs that were created by one store with ``SHUTDOWN``; says which ends could not be stored.
 
         It waits ``timing.request`` for NATS; ends that have failed before were waited for already, and with NATS away
         they are not tried again.
         """
         away, tried = self.context.link.connected_since is None, self.runs.unstored
-        ends = {run: tried.get(run) or _shutdown() for run in self.runs.owned if not (away and run in tried)}
+        others = {run for run, one in self.runs.owned.items() if one.by is not by}
+        owned = self.runs.owned.keys() - others
+        ends = {run: tried.get(run) or _shutdown() for run in owned if not (away and run in tried)}
         patience = self.config.timing.abort if ends.keys() <= tried.keys() else self.config.timing.request
 
         async def stop(stream_id: str, generation: str) -> None:
@@ -134,7 +136,7 @@ class Replica:
         for run, end in ends.items():
             if run in self.runs.owned:  # NATS is away: nobody can wait for that while a process is being stopped
                 self.runs.unstored.setdefault(run, end)
-        for stream_id, generation in self.runs.unstored:
+        for stream_id, generation in self.runs.unstored.keys() - others:
             _log.warning(
                 "the end of job %s (generation %s) could not be stored; it is ended when the lease lapses",
                 stream_id,

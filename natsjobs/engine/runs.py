@@ -33,6 +33,7 @@ from natsjobs.errors import (
     JobClosedError,
     JobNotFoundError,
     NatsJobsError,
+    NotOpenError,
     PermissionDeniedError,
     StreamFullError,
     UnavailableError,
@@ -55,6 +56,8 @@ class Run(msgspec.Struct):
     job: Job
     active_at: float
     touched_at: float
+    by: object
+    """The store through which it was created, and with which it ends; others may share the replica."""
 
 
 class Runs:
@@ -77,10 +80,10 @@ class Runs:
 
     # -- owning -------------------------------------------------------------------------------------------------
 
-    def own(self, job: Job, position: Position) -> None:
+    def own(self, job: Job, position: Position, by: object) -> None:
         """Register a run; before its record is written, so that nobody finds it without an owner (A4)."""
         key, now = (job.stream_id, job.generation), time.monotonic()
-        self.owned[key] = Run(job, now, now)
+        self.owned[key] = Run(job, now, now, by)
         self._newest[job.stream_id] = job.generation
         self._appenders[key] = self._appender(*key, position)
 
@@ -324,8 +327,9 @@ class Runs:
 
     def close(self) -> None:
         """Forget everything; nothing is written."""
+        closed = NotOpenError("the job store was closed before these events were stored; open another one")
         for writer in self._appenders.values():
-            writer.stop_timer()
+            writer.release(closed)
         for key in list(self.owned):
             self.disown(*key)
         self._newest.clear()

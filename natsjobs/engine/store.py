@@ -63,7 +63,7 @@ class EngineStore:
         """End the running jobs owned here, stop background work, release what was opened; data stays."""
         if self._opened:
             self._opened = False
-            await self.replica.shut_down()
+            await self.replica.shut_down(self)
             await self.replica.close(self)
 
     async def check(self) -> None:
@@ -97,7 +97,7 @@ class EngineStore:
             fixed["tenantId"] = self._check(tenant_id, "tenant_id")
         if if_running not in {"replace", "reject"}:
             raise InvalidArgumentError("if_running", f'{if_running!r} is neither "replace" nor "reject"')
-        return await self.replica.creation.create(fixed, check_fields(fields, JobFields), if_running)
+        return await self.replica.creation.create(fixed, check_fields(fields, JobFields), if_running, self)
 
     async def get_job(self, stream_id: str) -> Job | None:
         """The newest generation."""

@@ -55,6 +55,7 @@ class JobManager:
         self._readers: set[ReaderBlock] = set()
         self._changed = asyncio.Event()
         self._opened = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         self._closed = False
 
@@ -72,7 +73,7 @@ class JobManager:
         if self._opened:
             raise NotOpenError("a JobManager can be entered once; make another one: async with natsjobs.connect(...)")
         await self._store.initialize()
-        self._opened = True
+        self._opened, self._loop = True, asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -245,6 +246,11 @@ class JobManager:
             raise NotOpenError("this JobManager was closed; open another one: async with natsjobs.connect(...) as jobs")
         if not self._opened:
             raise NotOpenError("this JobManager is not open; open it first: async with JobManager(...) as jobs")
+        if self._loop is not asyncio.get_running_loop():
+            raise NotOpenError(
+                "this JobManager was opened in another event loop, where its connection lives; open one in this loop, "
+                "or call this one with asyncio.run_coroutine_threadsafe"
+            )
 
     def _require_runs(self) -> None:
         self._require_open()

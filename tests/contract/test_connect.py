@@ -116,3 +116,35 @@ async def test_reconnecting_and_callbacks_are_natsjobs_own(backend, server_url, 
     with pytest.raises(ConfigError, match=option):
         async with natsjobs.connect(url, config=backend.config(), **{option: None}):
             pytest.fail("entered")
+
+
+async def test_a_manager_that_leaves_ends_no_runs_of_another_on_the_same_connection(backend):
+    """Two managers share a connection: each ends what was started through it, and nothing else."""
+    if backend.name == "memory":
+        pytest.skip("there is no connection to share")
+    await backend.prepare()
+    nc = await backend.connection()
+    try:
+        async with natsjobs.connect(nc=nc, config=backend.config()) as first:
+            async with first.start("s1", user_id="alice") as run:
+                await run.emit(1)
+                async with natsjobs.connect(nc=nc, config=backend.config()) as second:
+                    await second.store.create_job("s2", "alice")
+                    assert (await second.get("s1")).status == "running"
+                await run.emit(2)
+            assert (await first.get("s1")).status == "complete"
+            assert (await first.get("s2")).end_reason == EndReason.SHUTDOWN
+            check_whole(await read_all(first.subscribe, "s1"), [1, 2])
+    finally:
+        await nc.close()
+
+
+async def test_a_manager_used_from_another_event_loop_says_so(backend, door):
+    """At once, and the loop where it was opened is not disturbed."""
+    async with door() as jobs, jobs.start("s1", user_id="alice") as run:
+        for call in (lambda: jobs.get("s1"), lambda: jobs.abort("s1"), lambda: read_all(jobs.subscribe, "s1")):
+            with pytest.raises(NotOpenError, match="event loop"):
+                await asyncio.to_thread(lambda call=call: asyncio.run(call()))
+        await run.emit(1)
+        await run.flush()
+        assert (await jobs.get("s1")).status == "running"

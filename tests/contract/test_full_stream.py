@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -286,3 +287,22 @@ async def test_an_end_on_a_full_bucket_stands_and_the_record_follows(backend, st
 
     await eventually(repaired)
     assert msgspec.json.decode((await store.get_job("s1")).final_event) == "e" * 5 * KIB
+
+
+async def test_a_generation_that_was_cleared_because_the_stream_was_full_goes_on(backend, replica, replica_b):
+    """What was refused is cleared with the rest: nobody waits for it, and what comes after it has its index."""
+    store, transport = replica.store, replica.transport
+    await store.create_job("s1", "alice")
+    for _ in range(8):
+        await store.append_chunk("s1", LARGE)
+    await backend.limit(int(await backend.held() / 0.9) + KIB)
+    with pytest.raises(StreamFullError):
+        await asyncio.gather(*(store.append_chunk("s1", LARGE) for _ in range(20)))
+    await store.clear_content_state("s1")
+    await transport.emit_chunk("s1", "after")
+    await soon(transport.flush("s1"))
+    index = await soon(store.append_chunk("s1", "last"))
+    await transport.emit_done("s1", None)
+    events = await read_all(replica_b.manager.subscribe, "s1")
+    assert [event.data for event in events] == ["after", "last", None]
+    assert events[1].index == index

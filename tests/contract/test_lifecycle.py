@@ -6,7 +6,7 @@ import asyncio
 import inspect
 
 import pytest
-from waiting import Calls, Heard, eventually, read_all, soon, take
+from waiting import Calls, Heard, emit_stored, eventually, read_all, soon, take
 
 import natsjobs
 from natsjobs import EndReason, JobClosedError, NotOpenError
@@ -215,3 +215,30 @@ async def test_two_namespaces_cannot_see_each_other(backend, replica):
     await theirs.until(1)
     assert theirs.all == [("done", "theirs")]
     assert aborts.count == 0
+
+
+@pytest.mark.b_writes
+async def test_closing_tells_everybody_who_waits_for_a_write(backend, replica_b):
+    """An emit that waits for room and a flush, for a job owned elsewhere: both end, with an error that says why."""
+    config = backend.config(limits={"queue_events": 2}, timing={"request": 0.5, "abort": 0.5})
+    a = await backend.replica(config)
+    await replica_b.store.create_job("s1", "alice")
+    await emit_stored(a.transport, "s1", "first")
+    never, stream = asyncio.Event(), a.store.replica.context.link.events
+
+    async def silent(*_args, **_options):
+        await never.wait()
+
+    stream.append, append = silent, stream.append
+    try:
+        waiting = [asyncio.ensure_future(a.transport.emit_chunk("s1", n)) for n in range(6)]
+        waiting.append(asyncio.ensure_future(a.transport.flush("s1")))
+        await asyncio.sleep(0)
+        await soon(a.close())
+        _, hanging = await asyncio.wait(waiting, timeout=5)
+        assert not hanging
+        told = [task.exception() for task in waiting if task.exception() is not None]
+        assert len(told) >= 4
+        assert {type(error) for error in told} == {NotOpenError}
+    finally:
+        stream.append = append

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 
 import pytest
 from making import rest, write
@@ -211,3 +213,32 @@ async def test_whatever_is_lost_on_the_live_path_is_read_from_the_log(replica, r
     await heard.until(6)
     assert heard.all == [*(("chunk", n) for n in range(5)), ("done", "end")]
     await ended.until(1)
+
+
+async def test_short_time_outs_do_not_make_old_answers_a_lost_history(backend):
+    """A leader that was deposed shows an old log for a while: how often the reader is asked proves nothing."""
+    a = await backend.replica(backend.config(limits={"reader_events": 2}))
+    await a.store.create_job("s1", "alice")
+    async with a.transport.read("s1") as events:
+        for n in range(10):
+            await a.store.append_chunk("s1", n)  # the window holds the last ones only
+        stream = a.store.replica.context.link.events
+        until = time.monotonic() + 0.6
+        page, following = stream.page, stream.next
+
+        async def old_page(*args, **options):
+            return await page(*args, **options) if time.monotonic() > until else []
+
+        async def old_next(*args, **options):
+            return await following(*args, **options) if time.monotonic() > until else None
+
+        stream.page, stream.next = old_page, old_next
+        try:
+            got = []
+            while not got:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        got.append(await anext(events))
+        finally:
+            stream.page, stream.next = page, following
+        assert got[0].index == 0

@@ -305,3 +305,27 @@ async def test_one_failure_does_not_stop_the_others():
     assert entry is failing
     assert isinstance(error, RuntimeError)
     assert (failed.value.totals["m"].calls, failed.value.totals["m"].input_tokens) == (2, 2)
+
+
+async def test_an_entry_whose_recording_was_cut_off_is_recorded_once(store, transport):
+    """The write may have landed all the same: the next flush must not bill the call a second time."""
+    cut = 0
+    for n in range(40):
+        stream_id = f"s{n}"
+        await store.create_job(stream_id, "alice")
+        store.set_collected_usage(stream_id, [{"input_tokens": 7}])
+        flushing = asyncio.ensure_future(transport.flush(stream_id))
+        await asyncio.sleep(n * 5e-5)
+        cut += flushing.cancel()
+        await asyncio.wait({flushing})
+        await transport.flush(stream_id)
+        assert tokens(await store.claim_usage(stream_id)) == [7]
+    assert cut
+
+
+async def test_entries_of_a_list_are_recorded_once_by_several_calls_at_the_same_time(store, transport):
+    """Flushes of several tasks, and an end among them, each record the entries that no other has."""
+    await store.create_job("s1", "alice")
+    store.set_collected_usage("s1", [{"input_tokens": n} for n in range(6)])
+    await asyncio.gather(transport.flush("s1"), transport.flush("s1"), transport.emit_done("s1", None))
+    assert tokens(await store.claim_usage("s1")) == [0, 1, 2, 3, 4, 5]

@@ -12,7 +12,8 @@ from backends import NatsBackend
 from strangers import Stranger, gate_records, namespace
 from waiting import eventually, known, soon
 
-from natsjobs.engine.jobs import put_active
+from natsjobs.engine import wire
+from natsjobs.engine.jobs import LATEST, put_active
 
 JOBS = 1200
 
@@ -193,3 +194,18 @@ async def test_c6_creation_times_grow_also_over_a_deletion_by_a_clock_ahead(back
     second = await a.store.create_job("s", "u")
     assert second.created_at > first.created_at
     assert second.generation > first.generation
+
+
+async def test_c6_a_clock_that_is_far_ahead_moves_only_the_job_it_has_touched(backend: NatsBackend) -> None:
+    """A record with a creation time of another century is followed by a readable job; other jobs keep the true time."""
+    a = await backend.replica()
+    for created_at in (LATEST, int(time.time() * 1000) + 10**10):
+        stream_id = f"s{created_at}"
+        ended = {"status": "complete", "streamId": stream_id, "userId": "alice", "createdAt": created_at}
+        generation = wire.generation_id(created_at)
+        await backend.put_record({**ended, "generation": generation, "write": "w"}, "job", stream_id)
+        job = await a.store.create_job(stream_id, "alice")
+        found = await a.store.get_job(stream_id)
+        assert found is not None
+        assert found.generation == job.generation != generation
+        assert (await a.store.create_job(f"{stream_id}b", "alice")).created_at < time.time() * 1000 + 10**6
