@@ -212,8 +212,10 @@ class Runs:
                     await self.ledger.record_listed(stream_id, generation)
             appender = await self._open(stream_id, generation)
             terminal = appender if isinstance(appender, wire.Terminal) else await appender.finish(end)
-        except (UnavailableError, EventTooLargeError, asyncio.CancelledError):
-            self.unstored[key] = end  # begun, so it may be in the log already: it is seen through
+        except (UnavailableError, EventTooLargeError, asyncio.CancelledError) as error:
+            denied = isinstance(error, PermissionDeniedError) and not error.outcome_unknown
+            if key in self.owned or not denied:  # a denied end of somebody else's job is his who asked to ask for again
+                self.unstored[key] = end  # begun, so it may be in the log already: it is seen through
             raise
         except JobClosedError:
             # Its log is gone, so nobody can read it or write to it; only the record may still say "running".

@@ -24,8 +24,9 @@ from versions import OLDEST, server_binary
 from waiting import Heard, check_whole, eventually, read_all, soon, take, values
 
 import natsjobs
-from natsjobs import NatsJobsError, PermissionDeniedError, UnsupportedServerError
+from natsjobs import EndReason, NatsJobsError, PermissionDeniedError, UnsupportedServerError
 from natsjobs.embedded import find_binary
+from natsjobs.engine.terminals import End
 
 EVENTS, RECORDS = f"{NAMESPACE}_events", f"KV_{NAMESPACE}_jobs"
 FORGED = b'{"type":"events","index":1,"writer":"me","events":["forged"]}'
@@ -608,3 +609,28 @@ async def _next_or_denied(events: Any) -> Any:
         return (await take(events, 1, within=10))[0]
     except PermissionDeniedError as error:
         return error.subject.removeprefix("$JS.API.DIRECT.GET.")
+
+
+async def test_an_abort_that_was_denied_is_not_carried_out_later() -> None:
+    """Who asked was told that it failed; that the permission comes back is no reason to stop the job then."""
+    with guarded_server() as server:
+        async with (
+            natsjobs.connect(server.url, **guarded.login("admin")) as jobs,
+            natsjobs.connect(server.url, **guarded.login("gateway")) as viewers,
+        ):
+            await jobs.store.create_job("s", "u")
+            server.accounts(guarded.without("gateway", "publish", f"{NAMESPACE}.events.*.*.end"))
+            server.reload()
+            # Without asking the owner, who would end the job by his own right.
+            gateway = viewers.store.replica  # type: ignore[attr-defined]
+            job = await viewers.get("s")
+            assert job is not None
+            end = End("aborted", EndReason.ABORT, "x", b"null")
+            with pytest.raises(PermissionDeniedError):
+                await gateway.runs.end("s", job.generation, end)
+            server.accounts()
+            server.reload()
+            await eventually(lambda: gateway.context.link.connected_since is not None)
+            await gateway.runs.retry_unstored()
+            await jobs.transport.emit_done("s", "whole")
+            assert [event.data for event in await read_all(viewers.subscribe, "s")] == ["whole"]
