@@ -64,7 +64,7 @@ class Appender:
         self._pending: tuple[bytes, int] | None = None  # undecided group: body, events
         self._sealed = False
         self._alone = asyncio.Lock()  # two ends at once would move each other's numbers, and both be stored
-        self._busy = False
+        self._busy = self._held = False
         self._urgent = False
         self._sent_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -102,6 +102,7 @@ class Appender:
         """Wait until everything queued so far is stored; the index of the newest of these. Raises as ``put`` does."""
         self._check(flushing=True)
         if self.refused is not None and not self.closed:
+            await asyncio.sleep(0)  # whoever tries again at once must not hold up the end that is on its way
             raise copy(self.refused)
         return await self._until_stored(self._taken)
 
@@ -159,7 +160,7 @@ class Appender:
 
     def _kick(self) -> None:
         """Start a send now, or when the linger is over. The first event of a pause is never held back."""
-        if self._busy or not self._queue or self.closed is not None:
+        if self._busy or self._held or not self._queue or self.closed is not None:
             return
         wait = self._config.timing.linger - (time.monotonic() - self._sent_at)
         if wait > 0 and not self._urgent and not self._room and self._queued_bytes < GROUP_BYTES:
@@ -312,18 +313,23 @@ class Appender:
             self._urgent, self._error = True, None
             self._kick()
             try:
-                await future
+                try:
+                    await future
+                finally:
+                    self._held = False
             except JobClosedError:
                 return
             except (StreamFullError, PermissionDeniedError) as error:
-                if self._busy:
-                    continue  # somebody else waited too, and for him it is tried again
+                if self._busy:  # somebody else waited too, and for him it is tried again: once, or this never ends
+                    self._held = True
+                    continue
                 # The end must fit all the same (B8), and is a permission of its own (B10); it says that the events
                 # which were refused are missing.
                 self.refused = error
                 self._queue.clear()
                 self._queued_bytes = 0
                 self._pending = None
+                self._fail(error)  # who has come to wait meanwhile
                 self._stored = self._taken  # nobody may wait for them any more; `refused` says that they are missing
 
     async def _store_end(self, end: End) -> wire.Terminal:

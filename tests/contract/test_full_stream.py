@@ -11,7 +11,7 @@ import pytest
 from backends import FAST
 from waiting import check_whole, emit_stored, eventually, read_all, soon, values
 
-from natsjobs import StreamFullError
+from natsjobs import JobClosedError, StreamFullError
 
 KIB = 1024
 EVENT = {"text": "x" * 4 * KIB}
@@ -306,3 +306,32 @@ async def test_a_generation_that_was_cleared_because_the_stream_was_full_goes_on
     events = await read_all(replica_b.manager.subscribe, "s1")
     assert [event.data for event in events] == ["after", "last", None]
     assert events[1].index == index
+
+
+async def test_whoever_flushes_again_and_again_does_not_keep_a_refused_run_from_its_end(backend, replica):
+    """Each flush tries anew what was refused; the end waits for one such try, and then says what is missing."""
+    store, transport = replica.store, replica.transport
+    job = await store.create_job("s1", "alice")
+    await store.append_chunk("s1", LARGE)
+    await backend.limit(int(await backend.held() / 0.9) + KIB)
+    await transport.emit_chunk("s1", LARGE)
+
+    async def insist():
+        while True:
+            try:
+                await transport.flush("s1", generation=job.generation)
+            except StreamFullError:
+                continue
+            except JobClosedError:
+                return
+
+    insisting = [asyncio.ensure_future(insist()) for _ in range(3)]
+    await asyncio.sleep(0)
+    try:
+        with pytest.raises(StreamFullError):
+            await soon(transport.emit_done("s1", None), within=10)
+        await soon(asyncio.gather(*insisting), within=10)
+    finally:
+        for task in insisting:
+            task.cancel()
+    assert (await store.get_job("s1")).status == "error"
