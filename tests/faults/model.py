@@ -27,7 +27,7 @@ class End:
 
 LOST = End("error", "owner_lost", "the process that ran this job is gone")
 EXPIRED = End("error", "expired", "the job had no activity for too long")
-SHUTDOWN = End("error", "shutdown", "the server is shutting down")
+SHUTDOWN = End("error", "shutdown", "the run's process shut down before it was finished")
 
 
 @dataclass(frozen=True)
