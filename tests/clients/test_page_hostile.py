@@ -106,8 +106,8 @@ async def test_ten_thousand_events_and_one_of_megabytes_leave_the_page_usable(ta
 
 async def test_below_a_prefix_everything_is_found(tab, jobs):
     """Mounted in another application, whose own addresses stay its own."""
-    app = Starlette(routes=[Mount("/jobs", gateway(jobs, authorize=lambda *_: "me"))])
-    async with serving(app) as (_, port):
+    mounted = gateway(jobs, authorize=lambda *_: "me")
+    async with serving(Starlette(routes=[Mount("/jobs", mounted)])) as (_, port):
         page = await tab()
         async with jobs.start("s", user_id="alice") as run:
             await say(run, words(0, 3))
@@ -119,6 +119,7 @@ async def test_below_a_prefix_everything_is_found(tab, jobs):
             await soon(run.wait_aborted())
         await until(page, "document.querySelector('#job-status').innerText === 'Aborted'")
         await page.goto("about:blank")
+        mounted.close()
 
 
 async def test_lost_history_and_newer_turns_are_told_not_glossed_over(tab, open_gateway, jobs):

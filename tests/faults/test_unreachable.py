@@ -53,6 +53,7 @@ TRANSPORT: dict[str, Callable[[Any], Any]] = {
     "on_abort": lambda it: it.on_abort("s", Calls()),
     "on_end": lambda it: it.on_end("other", Calls()),
     "count_subscribers": lambda it: it.count_subscribers("s"),
+    "count_events": lambda it: it.count_events("s"),
     "on_all_subscribers_left": lambda it: it.on_all_subscribers_left("s", Calls()),
     "cleanup": lambda it: it.cleanup("s"),
 }
@@ -67,6 +68,7 @@ MANAGER: dict[str, Callable[[Any], Any]] = {
     "list_jobs": lambda it: it.list_jobs(),
     "active": lambda it: it.active("alice"),
     "count_subscribers": lambda it: it.count_subscribers("s"),
+    "count_events": lambda it: it.count_events("s"),
 }
 RUN: dict[str, Callable[[Any], Any]] = {
     "flush": lambda it: it.flush(),

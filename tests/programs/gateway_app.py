@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 from fastapi import FastAPI
 
@@ -16,9 +16,10 @@ TOKENS = {"token-of-alice": "alice", "token-of-bob": "bob"}  # stands for the ap
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with natsjobs.connect() as jobs:
-        app.state.jobs = jobs
-        app.mount("/jobs", gateway(jobs, authorize=owners(jobs, bearer(TOKENS))))
-        yield
+        with closing(gateway(jobs, authorize=owners(jobs, bearer(TOKENS)))) as mounted:
+            app.state.jobs = jobs
+            app.mount("/jobs", mounted)
+            yield
 
 
 app = FastAPI(lifespan=lifespan)
