@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -198,8 +198,7 @@ class NatsStream:
             await self._nobody(doing, started)
         elif status >= 400 and status != 404:  # 404: nothing there; others: the request was refused
             raise await self._refused(ServerError(status, 0, "the request was refused"), doing, started)
-        self._wire.went_well()
-        return page
+        return page  # which says nothing about the leader: a replica that is cut off from it sends pages, too (A1, B4)
 
     async def _leader_page(self, subject_filter: str, seq: int, batch: int, max_bytes: int) -> list[Message]:
         page: list[Message] = []
@@ -334,7 +333,7 @@ class NatsStream:
             self._wire.went_well()
         return found
 
-    async def _nobody(self, doing: str, started: float) -> None:
+    async def _nobody(self, doing: str, started: float) -> NoReturn:
         """Nobody listens on a subject of the stream: it has no leader, or there is no such stream.
 
         Raises:

@@ -53,6 +53,22 @@ async def test_a_page_that_no_replica_sends_is_read_at_the_leader(tmp_path: Path
             assert len(await here.link.events.page(here.scope, 6)) == 2, "a page has its limit in bytes here too"
 
 
+async def test_a_page_says_nothing_about_the_leader(tmp_path: Path) -> None:
+    """A1, B4: any replica sends pages, also one that is cut off from all others; only the leader's answers count."""
+    mapping = 'mappings: {"$JS.API.STREAM.MSG.GET.*": "silent.$1"}\n'
+    with server(tmp_path, JETSTREAM + mapping) as running:
+        async with space(running.url, config(request=0.5)) as here:
+            await here.nc.subscribe("silent.*", cb=Silence().__call__)
+            await here.append(b"1")
+            with pytest.raises(UnavailableError):
+                await here.link.events.next(here.scope)
+            assert here.link.connected_since is None
+            assert len(await here.link.events.page(here.scope, 1)) == 1
+            assert here.link.connected_since is None
+            await here.append(b"2")
+            assert here.link.connected_since is not None
+
+
 async def test_one_silent_request_among_answered_ones_moves_nobody(tmp_path: Path, monkeypatch: Any) -> None:
     """B4: 5 s without *one* successful request, not one request of 5 s without success."""
     monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
