@@ -73,5 +73,4 @@ class Tasks:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             _log.error("background task %s failed", task.get_name(), exc_info=exc)
-            if hub.on:
-                hub.add(measures.TASK_FAILURES)
+            hub.add(measures.TASK_FAILURES)

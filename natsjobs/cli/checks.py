@@ -13,11 +13,12 @@ from typing import Any, Literal
 import msgspec
 
 from natsjobs.config import Config
+from natsjobs.engine.headroom import FILL, WARN
 from natsjobs.engine.ports import NoReplyError, NoRespondersError
 from natsjobs.engine.records import Records, Slot
 from natsjobs.engine.subjects import Subjects
 from natsjobs.engine.wire import decode_object
-from natsjobs.errors import NatsJobsError
+from natsjobs.errors import NatsJobsError, PermissionDeniedError
 from natsjobs.jetstream import NatsLink
 from natsjobs.jetstream.inspection import PROBE, Echo, Inspection, ServerFacts, StreamFacts
 from natsjobs.jetstream.link import OLDEST
@@ -26,7 +27,6 @@ from natsjobs.jetstream.setup import differences, settings_of
 Level = Literal["ok", "warning", "problem", "skipped"]
 Role = Literal["worker", "gateway"]
 
-_NEARLY, _FULL = 0.8, 0.9
 _SKEW = 5.0
 _MOST_NAMED = 5
 
@@ -72,7 +72,7 @@ class Doctor:
             try:
                 for finding in await check():
                     yield finding
-            except PermissionError as error:
+            except PermissionDeniedError as error:
                 yield Finding(name, "skipped", str(error), "grant that, or run this as the operator")
             except NatsJobsError as error:
                 yield Finding(name, "skipped", f"could not look: {error}", "mend what is above, then run this again")
@@ -90,7 +90,7 @@ class Doctor:
     async def _check_account(self) -> Iterable[Finding]:
         try:
             account = await self._look.account()
-        except PermissionError:
+        except PermissionDeniedError:
             raise
         except NatsJobsError as error:
             fix = "enable JetStream on the server (jetstream: {store_dir: ...}) and for this account"
@@ -282,7 +282,7 @@ def _running(slots: list[Slot]) -> dict[str, list[str]]:
 
 
 def _level_of(fraction: float) -> Level:
-    return "problem" if fraction >= _FULL else "warning" if fraction >= _NEARLY else "ok"
+    return "problem" if fraction >= FILL else "warning" if fraction >= WARN else "ok"
 
 
 def _percent(used: int, limit: int) -> str:

@@ -20,7 +20,7 @@ from copy import copy
 from typing import Any
 
 from natsjobs.engine import wire
-from natsjobs.engine.chain import OVERHEAD, Chain, FencedError, group
+from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
 from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
 from natsjobs.engine.terminals import End, Position
@@ -217,7 +217,7 @@ class Appender:
             if not self._queue:
                 return  # closed before this task ran
             if self._pending is None:
-                events = group(self._queue, GROUP_BYTES, self._link.max_payload - OVERHEAD)
+                events = wire.group(self._queue, GROUP_BYTES, self._link.max_payload - OVERHEAD)
                 if not events:
                     await chain.append_parts(chain.log, "part", self._queue[0])
                     self._leave(1, chain.position.index - 1)

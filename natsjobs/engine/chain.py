@@ -9,7 +9,7 @@ writer's: the position moves behind the tail. None: the same bytes again, becaus
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -166,25 +166,10 @@ class Chain:
                 return first
 
 
-def group(queue: Iterable[bytes], most: int, limit: int) -> list[bytes]:
-    """The events at the head of a queue that go in one message: of ``most`` bytes, or one alone of ``limit``.
-
-    Empty: the first is too large for one.
-    """
-    size, events = 0, list[bytes]()
-    for raw in queue:
-        size += len(raw) + 1
-        if size > min(most, limit) and (events or size > limit):
-            break
-        events.append(raw)
-    return events
-
-
 def _count(outcome: str, *, since: float | None = None) -> None:
-    if hub.on:
-        hub.add(measures.APPENDS, 1, outcome)
-        if since is not None:
-            hub.add(measures.APPEND_DURATION, time.monotonic() - since)
+    hub.add(measures.APPENDS, 1, outcome)
+    if since is not None:
+        hub.add(measures.APPEND_DURATION, time.monotonic() - since)
 
 
 def _final(error: UnavailableError, *, unsure: bool) -> UnavailableError:

@@ -27,8 +27,7 @@ _silent_until: dict[str, float] = {}
 def skipped(kind: str, where: str, what: object) -> None:
     """Count something that is not ours. ``kind``: one of a few fixed names; ``where``: its subject, or why."""
     counts[kind] += 1
-    if hub.on:
-        hub.add(measures.GARBAGE, 1, kind)
+    hub.add(measures.GARBAGE, 1, kind)
     now = time.monotonic()
     if now >= _silent_until.get(kind, 0.0):
         _silent_until[kind] = now + EVERY

@@ -18,7 +18,7 @@ from natsjobs.engine import garbage, wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.subjects import check_id, escape
-from natsjobs.errors import EventTooLargeError, InvalidArgumentError, InvalidIdError
+from natsjobs.errors import EventTooLargeError, InvalidArgumentError
 from natsjobs.models import Job, JobChanges, JobFields, JobStatus, UserMessage
 
 _ERROR_CHARS = 16_384
@@ -77,7 +77,7 @@ def record_of(slot: Slot) -> JobRecord | None:
     try:
         job = msgspec.convert(slot.value, Job)
         _check_record(job, slot.key)
-    except (msgspec.ValidationError, InvalidIdError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError) as error:
         garbage.skipped("a job record", f"{slot.key}: {error}", slot.value)
         return None
     return JobRecord(job, slot.value, slot.revision, slot.time)

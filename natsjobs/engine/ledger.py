@@ -173,9 +173,8 @@ class Ledger:
 
 
 def _measure(run: tuple[str, str], entry: UsageMetadata) -> None:
-    if hub.on:
-        for kind, tokens in (("input", entry.input_tokens), ("output", entry.output_tokens)):
-            hub.add(measures.TOKENS, max(0, tokens or 0), kind)
+    for kind, tokens in (("input", entry.input_tokens), ("output", entry.output_tokens)):
+        hub.add(measures.TOKENS, max(0, tokens or 0), kind)
     if hub.tracer is not None:
         with hub.tracing() as tracer:
             tracer.add_usage(run, to_dict(entry))

@@ -104,12 +104,10 @@ class Liveness:
             await self.renew()
         except Exception as error:  # noqa: BLE001 - the ping still vouches for us; the next renewal tries again
             _log.info("lease not renewed: %s", error)
-            if hub.on:
-                hub.add(measures.LEASE_FAILURES)
+            hub.add(measures.LEASE_FAILURES)
 
     def _on_reconnect(self) -> None:
-        if hub.on:
-            hub.add(measures.RECONNECTS)
+        hub.add(measures.RECONNECTS)
         self._context.spawn(self._renew_quietly(), "natsjobs lease after reconnect")
 
     def _on_request(self, message: Incoming) -> None:
@@ -241,8 +239,7 @@ class Liveness:
                 left.append((parts[2], str(generation)))
         if left:
             _log.warning("owner %s is gone; ending its %d jobs", owner, len(left))
-        if hub.on:
-            hub.add(measures.OWNERS_LOST)
+        hub.add(measures.OWNERS_LOST)
         await self.end_lost(left)
 
     async def end_lost(self, runs: list[tuple[str, str]]) -> int:
@@ -261,8 +258,7 @@ class Liveness:
 
         ended = sum(await asyncio.gather(*(end(*run) for run in runs)))
         self.reaped += ended
-        if hub.on and ended:
-            hub.add(measures.JOBS_REAPED, ended)
+        hub.add(measures.JOBS_REAPED, ended)
         return ended
 
 

@@ -80,9 +80,10 @@ class Replica:
         """Ask for both streams; what is wrong with them is an ``UnavailableError``."""
         if not opened:
             raise NotOpenError("this job store is not open: call `await store.initialize()` first")
-        for what, stream in (("stream", self.context.link.events), ("bucket", self.context.link.records)):
+        link = self.context.link
+        for name, what, stream in (("events", "stream", link.events), ("jobs", "bucket", link.records)):
             try:
-                self._states["events" if what == "stream" else "jobs"] = await stream.state()
+                self._states[name] = await stream.state()
             except StreamMissingError as error:
                 raise UnavailableError(f"the {what} does not exist any more; run: natsjobs setup") from error
 
@@ -106,13 +107,15 @@ class Replica:
 
     async def _stop(self) -> None:
         hub.forget(self)
-        await self.runs.drain()
-        await asyncio.gather(self.liveness.stop(), self.context.answered())
-        await self.aborts.close()
-        await self.runs.ends.close()
-        await self.context.renew_tasks()
-        self.runs.close()
-        await self.context.link.close()
+        try:
+            await self.runs.drain()
+            await asyncio.gather(self.liveness.stop(), self.context.answered())
+            await self.aborts.close()
+            await self.runs.ends.close()
+            await self.context.renew_tasks()
+        finally:
+            self.runs.close()
+            await self.context.link.close()
 
     async def shut_down(self, by: object) -> None:
         """End the runs that were created by one store with ``SHUTDOWN``; says which ends could not be stored.

@@ -226,7 +226,7 @@ class Runs:
         self.seen_end(stream_id, generation, terminal)
         if isinstance(appender, Appender) and terminal.writer == appender.writer:
             self.retired.append((time.monotonic() + self._context.config.retention.finished, *key))
-            if hub.on and terminal.request == end.request:
+            if terminal.request == end.request:
                 hub.add(measures.JOBS_ENDED, 1, terminal.status.value, terminal.reason.value if terminal.reason else "")
             if appender.late_end:
                 await self._context.link.bus.publish(self._context.subjects.wake(stream_id), b"{}")

@@ -226,8 +226,7 @@ class Tail:
                 self.wake()
         elif verdict is not Verdict.NOTHING:
             self._replay.seq = seq  # the look begins behind what was taken in, not behind what could not be
-            if hub.on:
-                hub.add(measures.GAPS)
+            hub.add(measures.GAPS)
             self.look_now()
 
     def _on_wake(self, _: Incoming) -> None:
@@ -312,15 +311,13 @@ class Tail:
         """Read everything after the newest message known here. The leader decides that there is no more."""
         while self.terminal is None and self.lost is None and not self._closed:
             seq = self._replay.seq + 1
-            if hub.on:
-                hub.add(measures.LOOKS)
+            hub.add(measures.LOOKS)
             message = await self._events.next(self._scope, seq)
             if message is None:
                 return
             await self._take_in(message)
             while page := await self._events.page(self._scope, self._replay.seq + 1):
-                if hub.on:
-                    hub.add(measures.PAGES)
+                hub.add(measures.PAGES)
                 for stored in page:
                     await self._take_in(stored)
                 if self.terminal is not None or self.lost is not None or self._closed:

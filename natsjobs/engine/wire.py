@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -244,6 +245,20 @@ def end_body(
         fields["first"] = first
     fields["data"] = msgspec.Raw(data)
     return _encoder.encode(fields)
+
+
+def group(queue: Iterable[bytes], most: int, limit: int) -> list[bytes]:
+    """The events at the head of a queue that go in one message: of ``most`` bytes, or one alone of ``limit``.
+
+    Empty: the first is too large for one.
+    """
+    size, events = 0, list[bytes]()
+    for raw in queue:
+        size += len(raw) + 1
+        if size > min(most, limit) and (events or size > limit):
+            break
+        events.append(raw)
+    return events
 
 
 def split_text(raw: bytes, size: int) -> list[str]:

@@ -186,8 +186,7 @@ class Feed:
         try:
             async with asyncio.timeout(self._config.send_timeout):
                 await send({"type": "http.response.body", "body": data, "more_body": more})
-                if hub.on:
-                    hub.add(measures.HTTP_FEED_BYTES, len(data))
+                hub.add(measures.HTTP_FEED_BYTES, len(data))
         except OSError as error:  # some servers say it here; a time-out is an OSError, too
             if not isinstance(error, TimeoutError):
                 raise _LeftError from None

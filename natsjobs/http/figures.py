@@ -66,7 +66,7 @@ class Figures:
         """Count one request, and how it is answered."""
 
         async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start" and hub.on:
+            if message["type"] == "http.response.start":
                 hub.add(measures.HTTP_RESPONSES, 1, str(message["status"]))
             await send(message)
 

@@ -8,11 +8,9 @@ from natsjobs.engine import garbage
 from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
 from natsjobs.errors import ConnectionLostError, PermissionDeniedError
 from natsjobs.jetstream.faults import RequestFailedError
-from natsjobs.jetstream.headers import marker_of, number_of, status_of
+from natsjobs.jetstream.headers import NOBODY, marker_of, number_of, status_of
 from natsjobs.jetstream.inbox import WireInterest
 from natsjobs.jetstream.wire import Wire
-
-_NOBODY = 503
 
 
 class NatsBus:
@@ -63,7 +61,7 @@ class NatsBus:
             answer, status = await self._wire.request(subject, body, take, limit=timeout)
         except (RequestFailedError, ConnectionLostError) as error:
             raise _unanswered(error, subject) from None
-        if status == _NOBODY:
+        if status == NOBODY:
             raise NoRespondersError(subject)
         return bytes(answer)
 
@@ -74,8 +72,8 @@ class NatsBus:
         answers: list[bytes] = []
 
         def take(body: bytes, headers: bytes) -> int | None:
-            if status_of(headers) == _NOBODY:
-                return _NOBODY
+            if status_of(headers) == NOBODY:
+                return NOBODY
             answers.append(body)
             return 200 if enough is not None and enough(answers) else None
 
@@ -85,7 +83,7 @@ class NatsBus:
             if not answers:
                 raise _unanswered(error, subject) from None
             status = 0
-        if status == _NOBODY and not answers:
+        if status == NOBODY and not answers:
             raise NoRespondersError(subject)
         return answers
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+NOBODY = 503
+"""The status line of an answer that says: nobody listens on this subject."""
 _DIGITS = 18  # below 2 ** 63, like every sequence
 _MARKERS = {"MaxAge": "MaxAge", "Purge": "PURGE", "Remove": "DEL"}
 

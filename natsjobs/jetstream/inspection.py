@@ -20,7 +20,7 @@ from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import PermissionDeniedError, UnavailableError
 from natsjobs.jetstream.faults import NO_STREAM, RequestFailedError, ServerError, of_server
-from natsjobs.jetstream.headers import seconds_of, status_of
+from natsjobs.jetstream.headers import NOBODY, seconds_of, status_of
 from natsjobs.jetstream.setup import NEVER, api_prefix
 from natsjobs.jetstream.tap import server_info
 from natsjobs.jetstream.wire import Wire
@@ -29,7 +29,6 @@ PROBE = "natsjobs-doctor"
 """The id in all subjects that are tried: nobody's job."""
 _EAR = f"{PROBE}-ear"
 """The one that is listened to: a refusal names only the subject, and must not be taken for that of a request."""
-_NOBODY = 503
 
 
 class Echo(StrEnum):
@@ -119,7 +118,7 @@ class Inspection:
 
         Raises:
             UnavailableError: No answer.
-            PermissionError: This user may not ask.
+            PermissionDeniedError: This user may not ask.
             StreamMissingError: No such stream.
             UnsupportedServerError: No JetStream for this account.
         """
@@ -128,9 +127,9 @@ class Inspection:
             reply, status = await self._wire.request(subject, msgspec.json.encode(body), _whole, limit=self._limit)
         except RequestFailedError as error:
             if error.denied:
-                raise PermissionError(f"this user may not publish to {subject}") from None
+                raise PermissionDeniedError("asking", subject=subject) from None
             raise UnavailableError(f"{subject}: {error}") from None
-        if status == _NOBODY:
+        if status == NOBODY:
             raise UnavailableError(f"{subject}: JetStream does not answer")
         answer: dict[str, Any] = msgspec.json.decode(reply)
         if "error" in answer:
@@ -166,7 +165,7 @@ class Inspection:
             _, status = await self._wire.request(subject, body, _whole, limit=min(1.0, self._limit), headers=headers)
         except RequestFailedError as error:
             return Echo.DENIED if error.denied else Echo.SILENT
-        return Echo.REFUSED if status == _NOBODY else Echo.ANSWERED
+        return Echo.REFUSED if status == NOBODY else Echo.ANSWERED
 
     async def missing(self, *, ends_only: bool) -> list[str]:
         """Permissions without which a worker (``ends_only``: a gateway) does not work, as rules that would grant them.

@@ -21,7 +21,7 @@ from natsjobs.engine import garbage
 from natsjobs.engine.ports import Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
-from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
+from natsjobs.jetstream.headers import NOBODY, header_of, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, Wire
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ HEADER_ROOM = 1024
 _LOOK_EVERY = 1.0
 _LEADER_ONLY = 10.0
 """After replicas were silent, pages come from the leader for this long."""
-_NOBODY = 503
 
 
 class _Ack(msgspec.Struct, frozen=True):
@@ -194,7 +193,7 @@ class NatsStream:
             if error.sent and not error.denied and self._wire.ready:
                 return None
             raise self._failed(error, doing, started, self._direct) from None
-        if status == _NOBODY:
+        if status == NOBODY:
             await self._nobody(doing, started)
         elif status >= 400 and status != 404:  # 404: nothing there; others: the request was refused
             raise await self._refused(ServerError(status, 0, "the request was refused"), doing, started)

@@ -1,8 +1,8 @@
 """``hub``: where the library says what it measures, and where exporters listen. Knows no exporter.
 
 One per process, like the registries of OpenTelemetry and Prometheus that it feeds. Guarantees that measuring costs one
-attribute check while nobody listens (``if hub.on``), and that an exporter that fails touches nothing else: its error is
-logged once. Gauges are not counted along, they are asked for: whoever has one is watched, weakly.
+call and nothing else while nobody listens, and that an exporter that fails touches nothing else: its error is logged
+once. Gauges are not counted along, they are asked for: whoever has one is watched, weakly.
 """
 
 from __future__ import annotations
@@ -69,13 +69,16 @@ class Hub:
     """The exporters and the gauges of this process. Not for other threads, but for ``gauges``."""
 
     def __init__(self) -> None:
-        self.on = False
-        """Whether anybody listens to measures."""
         self.tracer: Tracer | None = None
         """Who listens to spans."""
         self._sinks: tuple[Sink, ...] = ()
         self._sources: WeakSet[Source] = WeakSet()
         self._failed: set[int] = set()
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody listens to measures."""
+        return bool(self._sinks)
 
     # -- for those who measure ----------------------------------------------------------------------------------
 
@@ -109,11 +112,10 @@ class Hub:
 
     def attach(self, sink: Sink) -> Callable[[], None]:
         """Listen to measures; the returned function, idempotent, ends it."""
-        self._sinks, self.on = (*self._sinks, sink), True
+        self._sinks = (*self._sinks, sink)
 
         def detach() -> None:
             self._sinks = tuple(other for other in self._sinks if other is not sink)
-            self.on = bool(self._sinks)
 
         return detach
 
