@@ -8,7 +8,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listening import free_port
 from waiting import eventually, soon
 
 import natsjobs
@@ -523,13 +523,6 @@ async def test_setup_makes_and_checks_stream_and_bucket(cli: Cli) -> None:
 
 
 # -- options, errors and exit statuses --------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """A port where nobody listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 async def test_setup_prints_its_settings_for_those_who_make_streams_themselves(cli: Cli) -> None:

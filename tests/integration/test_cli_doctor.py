@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from backends import NatsBackend
-from jetstream_kit import Space, cluster, config, eventually, server, space
+from jetstream_kit import Space, cluster, config, server, space
 from test_cli import Cli
+from waiting import eventually
 
 import natsjobs
 from natsjobs import Config

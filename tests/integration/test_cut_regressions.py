@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jetstream_kit import Server, config, eventually, server, space
+from jetstream_kit import Server, config, server, space
 from timeline_kit import timelines
-from waiting import emit_stored, take
+from waiting import emit_stored, eventually, take
 
 from natsjobs.errors import UnavailableError
 from natsjobs.jetstream import NatsLink

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nats
 import pytest
-from jetstream_kit import Proxy, Space, config, eventually, server, space, subscriptions
+from jetstream_kit import Proxy, Space, config, server, space, subscriptions
+from waiting import eventually
 
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError
 from natsjobs.errors import InvalidArgumentError, UnavailableError
