@@ -36,16 +36,6 @@ async def healthy(newest_server: str) -> AsyncIterator[Space]:
         yield made
 
 
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace with replicas."""
-    made = NatsBackend("nats-2.15", newest_server)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
 async def examine(url: str | list[str], settings: Config, role: Any = None) -> dict[str, list[Finding]]:
     """All findings, by check."""
     found: dict[str, list[Finding]] = {}
