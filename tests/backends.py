@@ -12,7 +12,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Self
 
 import guarded
 import nats
@@ -143,6 +143,12 @@ class Backend:
     async def held(self) -> int:
         """How many bytes the events stream holds."""
         raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close all replicas and check that nothing is left."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from listening import free_port, wait_until_listening
 
 from natsjobs import embedded
 
@@ -53,13 +54,7 @@ class GuardedServer:
         command = [str(embedded.find_binary()), "-c", str(self.folder / self._main)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 15
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
-            assert self._process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.02)
+        wait_until_listening(self._process, self.port, self.folder / "log")
 
     def stop(self) -> None:
         """Stop; twice is fine."""
@@ -162,10 +157,3 @@ def guarded_server(*, main: str = "single.conf", **variables: str) -> Iterator[G
             yield made
         finally:
             made.stop()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -39,18 +39,18 @@ InboxPrefix: TypeAlias = Annotated[
     typer.Option("--inbox-prefix", metavar="SUBJECT", help="Where answers go. [env: NATS_INBOX_PREFIX]"),
 ]
 
-
-VARIABLES = (
-    "NATS_CREDS",
-    "NATS_USER",
-    "NATS_PASSWORD",
-    "NATS_TOKEN",
-    "NATS_NKEY",
-    "NATS_INBOX_PREFIX",
-    "NATS_CERT",
-    "NATS_KEY",
-    "NATS_CA",
-)
+_FIELDS = {
+    "NATS_USER": "user",
+    "NATS_PASSWORD": "password",
+    "NATS_TOKEN": "token",
+    "NATS_NKEY": "nkey",
+    "NATS_INBOX_PREFIX": "inbox_prefix",
+    "NATS_CERT": "cert",
+    "NATS_KEY": "key",
+    "NATS_CA": "ca",
+}
+VARIABLES = ("NATS_CREDS", *_FIELDS)
+"""All that say who connects; ``--creds`` is an option of every command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,9 @@ class Login:
 
     def environment(self, creds: Path | None) -> dict[str, str]:
         """All that is given, by variable: for another process that is to connect in the same way."""
-        given = (
-            *(creds, self.user, self.password, self.token, self.nkey),
-            *(self.inbox_prefix, self.cert, self.key, self.ca),
-        )
-        found = ((name, str(one) if one else os.environ.get(name)) for name, one in zip(VARIABLES, given, strict=True))
-        return {name: value for name, value in found if value}
+        given = {"NATS_CREDS": creds, **{name: getattr(self, one) for name, one in _FIELDS.items()}}
+        found = {name: str(one) if one else os.environ.get(name) for name, one in given.items()}
+        return {name: value for name, value in found.items() if value}
 
 
 def _tls(cert: str | None, key: str | None, ca: str | None) -> ssl.SSLContext | None:

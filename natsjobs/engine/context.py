@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from natsjobs.config import Config
-from natsjobs.engine import garbage, wire
+from natsjobs.engine import wire
 from natsjobs.engine.headroom import Headroom
 from natsjobs.engine.ports import Incoming, Link
 from natsjobs.engine.records import Records
@@ -69,10 +69,8 @@ class Context:
         task.add_done_callback(self._answers.discard)
 
     async def reply(self, message: Incoming, body: bytes) -> None:
-        """Answer a request, unless the answer would become a message of ours or a call of the server's API."""
-        if message.reply.startswith(("$", f"{self.config.namespace}.")):
-            garbage.skipped("a request", f"its answer would go to {message.reply}", message.body)
-        elif message.reply:
+        """Answer a request, if somebody waits for the answer."""
+        if message.reply:
             await self.link.bus.publish(message.reply, body)
 
     async def answered(self) -> None:

@@ -12,6 +12,8 @@ Guarantees every implementation gives:
 - A message that was appended is published on ``live_prefix`` + the rest of its subject *after* it is stored; that
   delivery may be lost, and is never doubled or reordered per subject on one connection.
 - Handlers are plain functions, called one at a time per subscription, in order of arrival; they must not block.
+- ``Incoming.reply`` is an inbox: never a subject of the namespace or of the server's API, nor anything else that a
+  stranger would like us to publish to.
 - Errors are those of ``natsjobs.errors`` and the four below; nothing else escapes. A ``ConnectionLostError`` is an
   ``UnavailableError`` that waiting does not mend.
 """
@@ -66,7 +68,7 @@ class Message(msgspec.Struct, frozen=True):
 class Incoming(msgspec.Struct, frozen=True):
     """A message from the bus. ``seq`` is its stream sequence when it was republished by a stream, else 0.
 
-    ``marker`` as in ``Message``, for republished markers. ``reply`` is where an answer is expected, or ``""``.
+    ``marker`` as in ``Message``, for republished markers. ``reply`` is the inbox that waits for an answer, or ``""``.
     """
 
     subject: str

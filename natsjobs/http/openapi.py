@@ -7,6 +7,7 @@ let in, and by what, is the application's hook (401 and 403 are its answers).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from natsjobs.http.problems import json_answer
+from natsjobs.http.requests import root
 from natsjobs.models import AbortResult, Job, ResumeState
 
 Document = dict[str, Any]
@@ -137,9 +139,7 @@ OPERATIONS: dict[tuple[str, str], Document] = {
                 "schema": _AFTER,
             },
             _query("after", "the same for a first connect", _AFTER),
-            _query(
-                "raw", "1: `data` is the stored JSON alone", {"type": "string", "enum": ["0", "1", "true", "false"]}
-            ),
+            _query("raw", "1: `data` is the stored JSON alone", _SWITCH),
         ],
         "responses": _answers(
             {
@@ -267,8 +267,7 @@ class Description:
         self.route: BaseRoute = own
 
     async def _document(self, request: Request) -> Response:
-        root = str(request.scope.get("root_path", "")).replace("%25", "%")
-        return json_answer(document(self._all, root or "/"))
+        return json_answer(document(self._all, root(request) or "/"))
 
 
 def operations(routes: Iterable[BaseRoute]) -> set[tuple[str, str]]:
@@ -282,15 +281,15 @@ def operations(routes: Iterable[BaseRoute]) -> set[tuple[str, str]]:
     }
 
 
-def document(routes: Iterable[BaseRoute], root: str = "/") -> Document:
-    """The OpenAPI document of these routes below ``root``."""
+def document(routes: Iterable[BaseRoute], below: str = "/") -> Document:
+    """The OpenAPI document of these routes ``below`` a path."""
     import natsjobs
 
     paths: dict[str, Document] = {}
     have = operations(routes)
     for (method, path), operation in OPERATIONS.items():
         if (method, path) in have:
-            name = f"{method}_{path.strip('/').replace('/', '_').replace('{', '').replace('}', '').replace('.', '_')}"
+            name = re.sub(r"\W+", "_", f"{method}{path}").strip("_")
             paths.setdefault(path, {})[method] = {"operationId": name, **operation}
     return {
         "openapi": "3.1.0",
@@ -299,7 +298,7 @@ def document(routes: Iterable[BaseRoute], root: str = "/") -> Document:
             "version": natsjobs.__version__,
             "description": "Follow, resume and stop jobs on any replica. Errors are JSON with `error` and `message`.",
         },
-        "servers": [{"url": root}],
+        "servers": [{"url": below}],
         "paths": paths,
         "components": {"schemas": _schemas()},
     }

@@ -26,7 +26,7 @@ def exact(scope: Scope) -> Scope:
     Raises:
         HTTPException: 404; the path is no text.
     """
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    path = str(scope["path"])
     try:
         segments = [unquote_to_bytes(piece).decode() for piece in bytes(scope.get("raw_path") or b"").split(b"/")]
     except UnicodeDecodeError:
@@ -34,7 +34,17 @@ def exact(scope: Scope) -> Scope:
     if "/".join(segments) != path:
         segments = path.split("/")
     mine = "/".join(segment.replace("%", "%25").replace("/", "%2F") for segment in segments)
-    return {**scope, "path": mine, "root_path": root.replace("%", "%25")}
+    return {**scope, "path": mine, "root_path": str(scope.get("root_path", "")).replace("%", "%25")}
+
+
+def _plain(text: str) -> str:
+    """What ``exact`` encoded."""
+    return text.replace("%2F", "/").replace("%25", "%")
+
+
+def root(request: Request) -> str:
+    """Where the gateway is mounted; empty: at the root."""
+    return _plain(str(request.scope.get("root_path", "")))
 
 
 def path_id(request: Request, name: str) -> str:
@@ -43,7 +53,7 @@ def path_id(request: Request, name: str) -> str:
     Raises:
         HTTPException: 400; it is longer than any id can be.
     """
-    value = str(request.path_params[name]).replace("%2F", "/").replace("%25", "%")
+    value = _plain(str(request.path_params[name]))
     if len(value.encode()) > _LONGEST_ID:
         raise HTTPException(400, "the id is too long")
     return value

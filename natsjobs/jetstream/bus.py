@@ -16,9 +16,10 @@ from natsjobs.jetstream.wire import Wire
 class NatsBus:
     """Core subjects as one link sees them: implements the port ``Bus``."""
 
-    def __init__(self, wire: Wire, *, request: float) -> None:
+    def __init__(self, wire: Wire, namespace: str, *, request: float) -> None:
         """``request``: how long ``subscribe`` may take."""
         self._wire = wire
+        self._no_inboxes = ("$", f"{namespace}.")  # whatever inboxes begin with: a namespace may begin with "_" too
         self._request = request
 
     async def publish(self, subject: str, body: bytes) -> None:
@@ -32,15 +33,13 @@ class NatsBus:
     async def subscribe(self, subject: str, handler: BusHandler) -> WireInterest:
         """Call ``handler`` for every message that is published after this has returned.
 
-        A reply subject that is no inbox is left out: whoever may ask a question must not choose what we publish to.
-
         Raises:
             UnavailableError: The connection is away for longer than ``timing.request``.
             PermissionDeniedError: The server refused it.
         """
 
         def receive(subject: str, reply: str, body: bytes, headers: bytes) -> None:
-            if reply and not self._wire.is_inbox(reply):
+            if reply and (reply.startswith(self._no_inboxes) or not self._wire.is_inbox(reply)):
                 garbage.skipped("a request", f"its answer would go to {reply}", body)
                 reply = ""
             if not headers:

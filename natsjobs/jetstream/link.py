@@ -44,7 +44,7 @@ class NatsLink:
         request = config.timing.request
         self._config = config
         self._wire = Wire(source)
-        self._bus = NatsBus(self._wire, request=request)
+        self._bus = NatsBus(self._wire, config.namespace, request=request)
         self._events, self._records = (
             NatsStream(self._wire, name, prefix=api_prefix(config), request=request, missing=self._remake)
             for name in (names.events_stream, names.records_stream)

@@ -260,7 +260,10 @@ class MemoryInterest:
 
 
 class MemoryBus:
-    """Core subjects as one link sees them: implements the port ``Bus``."""
+    """Core subjects as one link sees them: implements the port ``Bus``.
+
+    Nobody can name a reply subject here: a request carries the inbox that was made for it, everything else none.
+    """
 
     def __init__(self, link: MemoryLink) -> None:
         self._link = link

@@ -34,10 +34,8 @@ async def backend(backend_name: str, server_url: str | None) -> AsyncIterator[Ba
     else:
         made = GuardedBackend if SERVERS[backend_name] == "permissions_server" else NatsBackend
         backend = made(backend_name, server_url)
-    try:
+    async with backend:
         yield backend
-    finally:
-        await backend.close()
 
 
 @pytest.fixture

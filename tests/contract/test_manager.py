@@ -290,7 +290,7 @@ async def test_closing_the_manager_ends_the_wait_for_a_job(backend: Any) -> None
     replica = await backend.replica(opened=False)
     async with replica.manager as jobs:
         waiting = asyncio.ensure_future(read_all(jobs.subscribe, "nobody", wait=60))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: f"{backend.subjects.changes_prefix}job.nobody" in replica.interests())
     with pytest.raises(NotOpenError):
         await soon(waiting)
 

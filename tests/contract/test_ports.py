@@ -162,7 +162,7 @@ def answering(link: Link, answer: bytes, tasks: set[asyncio.Task[None]]) -> Any:
     """A handler that answers every request."""
 
     def handle(incoming: Incoming) -> None:
-        assert incoming.reply
+        assert incoming.reply.startswith("_INBOX.")
         task = asyncio.create_task(link.bus.publish(incoming.reply, answer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)

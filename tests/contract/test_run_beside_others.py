@@ -181,7 +181,7 @@ async def test_a_nested_start_of_the_same_id_replaces_the_outer_run(jobs: Any) -
 
     async def body(run: Any) -> None:
         async with jobs.start("c", user_id="u") as second:
-            await asyncio.sleep(0.05)
+            await eventually(lambda: run.status.is_terminal)
             await second.emit("second")
             reached.append("inner")
         assert second.status is JobStatus.COMPLETE

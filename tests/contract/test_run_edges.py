@@ -81,7 +81,7 @@ async def test_a_cancellation_while_the_end_is_stored_goes_on_and_the_end_is_sto
 
 async def test_a_cancellation_does_not_wait_for_ever_for_the_end(backend: Any) -> None:
     """NATS is away: the task is released after a bounded time, the end is stored when it can be."""
-    replica = await backend.replica(backend.config(timing={"request": 0.1}))
+    replica = await backend.replica(backend.config(timing={"request": 0.5}))
     async with gated(replica, "end_job") as (jobs, gate):
         played = await Played(jobs, forever).entered()
         played.task.cancel()
@@ -101,7 +101,7 @@ async def test_ctrl_c_does_not_wait_for_ever_for_the_end(backend: Any) -> None:
     async def body(run: Any) -> None:
         raise Stop
 
-    replica = await backend.replica(backend.config(timing={"request": 0.1}))
+    replica = await backend.replica(backend.config(timing={"request": 0.5}))
     async with gated(replica, "end_job") as (jobs, gate):
         assert isinstance(await Played(jobs, body).left(), Stop)
         gate.open.set()

@@ -12,13 +12,13 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import trustme
 import yaml
+from listening import free_port
 from manifests import DEPLOY, pod_template, resources
 
 from natsjobs import embedded
@@ -27,13 +27,6 @@ NODES = ("nats1", "nats2", "nats3")
 OVERLAY = "k8s/overlays/existing-nats"
 PASSWORDS = {"gateway": "try-gateway", "worker": "try-worker", "setup": "try-setup"}
 USERS = {"alice": "a-token-of-alice"}
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

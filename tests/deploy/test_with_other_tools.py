@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import shlex
-import subprocess
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -68,19 +68,31 @@ async def test_every_nats_line_of_the_guide_shows_what_it_is_for(server: str, li
     command = tool("nats")
     if line.startswith(TERMINAL):
         pytest.skip("it needs a terminal")
-    argv = [command, "--server", server, *shlex.split(line)[1:]]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    argv = ["--server", server, *shlex.split(line)[1:]]
+    wanted = next(shown for known, shown in SHOWS.items() if line.startswith(known))
+    process = await asyncio.create_subprocess_exec(command, *argv, stdout=PIPE, stderr=STDOUT)
+    assert process.stdout is not None
+    said = bytearray()
     try:
         if line.startswith(ENDLESS):
-            await asyncio.sleep(1)  # it says nothing when it listens
-            async with natsjobs.connect(server) as jobs, jobs.start("c1", user_id="alice") as run:
-                await run.emit({"text": "again"})
-            process.terminate()
-        said = await soon(asyncio.to_thread(process.communicate), within=20)
+            hearing = asyncio.ensure_future(_hear(wanted.encode(), process.stdout, said))
+            async with natsjobs.connect(server) as jobs, jobs.start("c1", user_id="alice") as run, asyncio.timeout(30):
+                while not hearing.done():  # nothing tells when it listens
+                    await run.emit({"text": "again"})
+                    await asyncio.wait({hearing}, timeout=0.1)
+        else:
+            said += await soon(process.stdout.read(), within=20)
     finally:
-        process.kill()
-    wanted = next(shown for known, shown in SHOWS.items() if line.startswith(known))
-    assert wanted in said[0], said[0]
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    assert wanted in said.decode(), said.decode()
+
+
+async def _hear(wanted: bytes, output: asyncio.StreamReader, said: bytearray) -> None:
+    """Take what a command says, until it has said ``wanted`` or ends."""
+    while wanted not in said and (more := await output.read(4096)):
+        said += more
 
 
 # -- helm -------------------------------------------------------------------------------------------------------

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator
@@ -22,6 +20,7 @@ from typing import Any
 
 import nats
 from jetstream_kit import Server
+from listening import free_port
 from nats.aio.client import Client
 from waiting import eventually
 
@@ -76,7 +75,7 @@ class Node(Server):
     """A server process: launched without waiting, killed, paused, drained."""
 
     def __init__(self, folder: Path, text: str = _PLAIN, name: str = "") -> None:
-        super().__init__(folder, text, kept_port())
+        super().__init__(folder, text, free_port())
         self.name = name
 
     @property
@@ -127,7 +126,7 @@ class Nodes:
     """Three nodes on loopback."""
 
     def __init__(self, folder: Path) -> None:
-        routes = {name: kept_port() for name in ("n1", "n2", "n3")}
+        routes = {name: free_port() for name in ("n1", "n2", "n3")}
         urls = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in routes.values())
         self.all: dict[str, Node] = {}
         for name, port in routes.items():
@@ -195,15 +194,6 @@ class Nodes:
                 return bool(cluster.get("leader")) and len(peers) == 2 and all(peer["current"] for peer in peers)
 
             await eventually(current, within=60)
-
-
-def kept_port() -> int:
-    """A free port that nobody takes while its server is away: connections get theirs from 32768 on."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def program(name: str) -> tuple[str, dict[str, str]]:

@@ -33,9 +33,9 @@ cleaned: list[str] = []
 
 
 async def fall_behind() -> None:
-    """What a viewer does that is still busy when the process is told to stop."""
+    """What a viewer does that is still busy when the process is told to stop, for less than leaving waits for it."""
     await told.wait()
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(0.7)  # how long it is busy; ``timing.abort`` is 1 s
 
 
 class Options(msgspec.Struct):

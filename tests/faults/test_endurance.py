@@ -20,7 +20,8 @@ from typing import Any
 import nats
 import pytest
 from fault_table import Row
-from jetstream_kit import free_port, server
+from jetstream_kit import server
+from listening import free_port
 from waiting import eventually, soon
 
 PROGRAM = Path(__file__).with_name("endurance_worker.py")

@@ -8,8 +8,8 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,6 @@ def settings(**plain: Any) -> Config:
     """Short timings; the servers here have one namespace each."""
     timing, limits = plain.pop("timing", {}), plain.pop("limits", {})
     return Config(**{"namespace": "limits", **plain}, timing=Timing(**{**FAST, **timing}), limits=Limits(**limits))
-
-
-@asynccontextmanager
-async def world(url: str) -> AsyncIterator[NatsBackend]:
-    """Replicas on a server, closed and checked at the end."""
-    made = NatsBackend("nats", url)
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 async def outcome(call: Awaitable[Any]) -> Exception | None:
@@ -76,7 +66,7 @@ async def _produce(jobs: JobManager, stream_id: str, sent: list[Any]) -> StreamF
 async def test_many_writers_at_full_speed_leave_room_for_every_end(newest_server: str, row: Row, long: bool) -> None:
     """Four replicas with three runs each fill a stream: the server refuses nothing, and every run ends in the log."""
     limit = (256 if long else 16) * KIB * KIB
-    async with world(newest_server) as backend:
+    async with NatsBackend("nats", newest_server) as backend:
         replicas = [await backend.replica() for _ in range(4)]
         await backend.limit(limit)
         sent: dict[str, list[Any]] = {f"s{n}": [] for n in range(12)}
@@ -116,7 +106,7 @@ async def _stuff(backend: NatsBackend) -> None:
 async def test_a_stream_that_others_fill_to_the_brim(newest_server: str, row: Row) -> None:
     """Every end is refused with a typed error, kept, and stored once there is room; no create ends its predecessor."""
     ways = ("complete", "fail", "abort", "delete", "replace", "reap", "go on")
-    async with world(newest_server) as backend:
+    async with NatsBackend("nats", newest_server) as backend:
         owner, other = await backend.replica(), await backend.replica()
         doomed = await backend.replica()
         await backend.limit(256 * KIB)

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from fault_table import Row
-from nodes import Node, Space, admin, api, kept_port, program
+from listening import free_port
+from nodes import Node, Space, admin, api, program
 from pitfalls import LEFT_OUT, SHOWN_BY, TOTAL
 from stored import stored
 from waiting import check_whole, eventually, read_all, soon
@@ -153,7 +154,7 @@ async def test_a_delete_and_a_create_in_the_same_moment_leave_one_truth(node: No
 
 async def test_a_reconnect_storm_of_200_readers_leaves_nothing_behind(tmp_path: Path, row: Row):
     """Their connection breaks again and again while they follow; then they leave: the server has what it had before."""
-    monitor = kept_port()
+    monitor = free_port()
     node = Node(tmp_path, f'jetstream: {{store_dir: "$STORE"}}\nhttp: "127.0.0.1:{monitor}"\n')
     node.launch()
     await node.ready()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import signal
-import socket
 import subprocess
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -18,7 +15,9 @@ from typing import Any, Self
 
 import nats
 import pytest
+from listening import free_port, wait_until_listening
 from nats.aio.client import Client
+from waiting import eventually
 
 from natsjobs import embedded
 from natsjobs.config import Config, Retention, Timing
@@ -33,19 +32,6 @@ def config(**plain: Any) -> Config:
     timing = Timing(request=plain.pop("request", 3.0))
     retention = plain.pop("retention", Retention())
     return Config(**{"namespace": f"t{uuid.uuid4().hex[:10]}", "timing": timing, "retention": retention, **plain})
-
-
-async def eventually(check: Callable[[], Any], *, within: float = 20.0) -> Any:
-    """Wait until ``check`` (plain or async) gives something true; that."""
-    deadline = time.monotonic() + within
-    while True:
-        found = check()
-        if inspect.isawaitable(found):
-            found = await found
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {within} s: {inspect.getsource(check).strip()}"
-        await asyncio.sleep(0.01)
 
 
 class Space:
@@ -112,13 +98,7 @@ class Server:
         binary = os.environ.get("NATS_SERVER_BIN") or str(embedded.find_binary())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([binary, "-c", str(self._file)], stdout=log, stderr=log)
-        deadline = time.monotonic() + 15
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline, self._log.read_text()
-            time.sleep(0.02)
+        wait_until_listening(self._process, self.port, self._log)
 
     @property
     def running(self) -> bool:
@@ -152,13 +132,6 @@ def server(folder: Path, text: str = 'jetstream: {store_dir: "$STORE"}\n') -> It
         yield made
     finally:
         made.stop()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def subscriptions(nc: Client) -> list[str]:

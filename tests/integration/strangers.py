@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from backends import NatsBackend
@@ -122,13 +120,3 @@ def gate_records(replica: Any, method: str) -> Gate:
     gate = Gate(replica.store.replica.context.records, method)
     replica.store.replica.context.records = gate
     return gate
-
-
-@asynccontextmanager
-async def namespace(url: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on a server; at the end nothing may be left of the test."""
-    backend = NatsBackend("nats", url)
-    try:
-        yield backend
-    finally:
-        await backend.close()

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from backends import NatsBackend
-from jetstream_kit import Space, cluster, config, eventually, server, space
+from jetstream_kit import Space, cluster, config, server, space
 from test_cli import Cli
+from waiting import eventually
 
 import natsjobs
 from natsjobs import Config
@@ -33,16 +34,6 @@ async def healthy(newest_server: str) -> AsyncIterator[Space]:
     """A namespace with stream and bucket."""
     async with space(newest_server) as made:
         yield made
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace with replicas."""
-    made = NatsBackend("nats-2.15", newest_server)
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 async def examine(url: str | list[str], settings: Config, role: Any = None) -> dict[str, list[Finding]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jetstream_kit import Server, config, eventually, server, space
-from timeline_kit import timelines
-from waiting import emit_stored, take
+from jetstream_kit import Server, config, server, space
+from timeline_kit import Timelines
+from waiting import emit_stored, eventually, take
 
 from natsjobs.errors import UnavailableError
 from natsjobs.jetstream import NatsLink
@@ -124,7 +124,7 @@ async def test_a_client_whom_no_server_serves_moves_seldom(tmp_path: Path, monke
 
 async def test_a_follower_that_cannot_look_looks_again_soon(newest_server: str) -> None:
     """A7: the long pauses are for what is quiet; after a cut the reader must not wait them out."""
-    async with timelines(newest_server) as world:
+    async with Timelines("nats", newest_server) as world:
         owner, viewer = await world.add(), await world.add()
         job = await owner.store.create_job("s", "alice")
         looks: list[float] = []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nats
 import pytest
-from jetstream_kit import Proxy, Space, config, eventually, server, space, subscriptions
+from jetstream_kit import Proxy, Space, config, server, space, subscriptions
+from waiting import eventually
 
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError
 from natsjobs.errors import InvalidArgumentError, UnavailableError
@@ -93,6 +94,21 @@ async def test_a_request_is_answered_by_the_first(here: Space) -> None:
         f"re {n}".encode() for n in range(50)
     ]
     await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize(("namespace", "inbox"), [("_jobs", "_INBOX"), ("jobs", "jobs"), ("jobs", "answers")])
+async def test_a_request_names_an_inbox_for_its_answer_or_nothing(
+    newest_server: str, namespace: str, inbox: str
+) -> None:
+    """Whoever may ask must not choose what we publish to, however our own names and inboxes begin."""
+    async with space(newest_server, config(namespace=namespace), inbox_prefix=inbox.encode()) as here:
+        heard: list[str] = []
+        await here.link.bus.subscribe("asked", lambda one: heard.append(one.reply))
+        purge = f"$JS.API.STREAM.PURGE.{here.names.events_stream}"
+        for reply in (here.log, here.names.abort("s"), here.record, purge, "some.where", "_INBOX.them", "answers.us"):
+            await here.nc.publish("asked", b"", reply=reply)
+        await eventually(lambda: len(heard) == 7)
+        assert heard == ["", "", "", "", "", "_INBOX.them", "answers.us" if inbox == "answers" else ""]
 
 
 async def test_nobody_is_told_at_once_and_silence_after_the_time(here: Space) -> None:

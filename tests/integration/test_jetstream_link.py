@@ -10,17 +10,9 @@ from pathlib import Path
 import msgspec
 import nats
 import pytest
-from jetstream_kit import (
-    Proxy,
-    Server,
-    config,
-    eventually,
-    free_port,
-    no_tasks_left,
-    server,
-    space,
-    subscriptions,
-)
+from jetstream_kit import Proxy, Server, config, no_tasks_left, server, space, subscriptions
+from listening import free_port
+from waiting import eventually
 
 from natsjobs.engine.ports import NoReplyError, StreamMissingError
 from natsjobs.engine.subjects import Subjects

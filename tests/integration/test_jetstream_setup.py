@@ -8,7 +8,8 @@ from typing import Any
 
 import nats
 import pytest
-from jetstream_kit import config, eventually, server, space, stream_config
+from jetstream_kit import config, server, space, stream_config
+from waiting import eventually
 
 from natsjobs.config import Retention
 from natsjobs.engine.subjects import Subjects
@@ -149,7 +150,7 @@ async def test_in_two_domains_each_append_counts_the_answer_of_its_own(tmp_path:
         'jetstream: {store_dir: "$STORE", domain: leaf}\nserver_name: leaf\n'
         'leafnodes: {remotes: [{url: "nats-leaf://127.0.0.1:LEAF"}]}\n'
     )
-    from jetstream_kit import free_port
+    from listening import free_port
 
     port = str(free_port())
     with (

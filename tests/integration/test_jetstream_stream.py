@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jetstream_kit import Space, cluster, config, eventually, leader_of, space
+from jetstream_kit import Space, cluster, config, leader_of, space
 from timeline_kit import DeafProxy
+from waiting import eventually
 
 from natsjobs.engine.ports import Incoming, StreamMissingError, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError

@@ -9,8 +9,9 @@ from typing import Any
 
 import nats
 import pytest
-from jetstream_kit import Space, config, eventually, no_tasks_left, server, space, subscriptions
+from jetstream_kit import Space, config, no_tasks_left, server, space, subscriptions
 from nats.aio.client import Client
+from waiting import eventually
 
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, UnavailableError, UnsupportedServerError

@@ -21,10 +21,10 @@ from typing import Any
 import login_kit
 import nats
 import pytest
-from jetstream_kit import Server, config, eventually, quiet, server
+from jetstream_kit import Server, config, quiet, server
 from login_kit import WAYS, Login
 from nats.aio.client import RawCredentials
-from waiting import check_whole, read_all, soon
+from waiting import check_whole, eventually, read_all, soon
 
 import natsjobs
 from natsjobs import ConfigError, NatsJobsError, UnavailableError

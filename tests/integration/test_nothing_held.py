@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from backends import MemoryBackend, NatsBackend
-from timeline_kit import Timelines, spying, timelines
+from backends import MemoryBackend
+from timeline_kit import spying
 from waiting import eventually, read_all, soon
 
 from natsjobs.engine.patience import Looks
@@ -19,23 +19,7 @@ from natsjobs.errors import UnavailableError
 @pytest.fixture
 async def memory() -> AsyncIterator[MemoryBackend]:
     """A system in this process."""
-    made = MemoryBackend()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server."""
-    made = NatsBackend("nats", newest_server)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def many(newest_server: str) -> AsyncIterator[Timelines]:
-    """The same, with replicas that can be killed."""
-    async with timelines(newest_server) as made:
+    async with MemoryBackend() as made:
         yield made
 
 

@@ -19,6 +19,7 @@ import nats
 import pytest
 from backends import GuardedBackend
 from guarded import NAMESPACE, OTHER, SHIPPED, GuardedServer, guarded_server
+from listening import free_port
 from nats.aio.client import Client
 from versions import OLDEST, server_binary
 from waiting import Heard, check_whole, eventually, read_all, soon, take, values
@@ -157,7 +158,7 @@ def test_another_namespace_is_one_word(tmp_path: Path) -> None:
 async def test_three_nodes_of_the_cluster_file_serve_all_roles(tmp_path: Path) -> None:
     """Three servers of one file, told apart by their environment; setup with three replicas, worker, gateway."""
     servers: list[GuardedServer] = []
-    routes = [guarded.free_port() for _ in range(3)]
+    routes = [free_port() for _ in range(3)]
     shared = {
         f"NATS_ROUTE_{number}": f"nats-route://route:secret@127.0.0.1:{port}" for number, port in enumerate(routes, 1)
     }

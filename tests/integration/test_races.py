@@ -5,24 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import pytest
-from backends import NatsBackend
 from waiting import check_whole, read_all
 
 TRIALS = 1000
 AT_ONCE = 20
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server."""
-    backend = NatsBackend("nats", newest_server)
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 @pytest.fixture

@@ -7,23 +7,16 @@ how it says so, is the business of ``test_permissions`` and ``test_jetstream_lin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jetstream_kit import server
-from timeline_kit import NEVER, HookedReplica, Timelines, timelines
+from timeline_kit import NEVER, HookedReplica, Timelines
 from waiting import check_whole, emit_stored, eventually, read_all, soon, take, values
 
 from natsjobs import PermissionDeniedError
-
-
-@pytest.fixture
-async def world(newest_server: str) -> AsyncIterator[Timelines]:
-    """A namespace of its own."""
-    async with timelines(newest_server) as made:
-        yield made
 
 
 def denied(subject: str) -> PermissionDeniedError:
@@ -49,9 +42,9 @@ def deny_appends(replica: HookedReplica, ending: str, first: int = 0) -> None:
 # -- the one who writes -------------------------------------------------------------------------------------------
 
 
-async def test_done_does_not_pretend_when_the_last_events_were_denied(world: Timelines) -> None:
+async def test_done_does_not_pretend_when_the_last_events_were_denied(many: Timelines) -> None:
     """Nobody had heard of the refusal yet: complete() and leaving the block name what is missing, viewers the error."""
-    owner, viewer = await world.add(), await world.add()
+    owner, viewer = await many.add(), await many.add()
 
     async def by_complete(stream_id: str) -> None:
         async with owner.manager.start(stream_id, user_id="alice") as run:
@@ -77,12 +70,12 @@ async def test_done_does_not_pretend_when_the_last_events_were_denied(world: Tim
         assert (events[-1].type, "permission denied" in events[-1].data) == ("error", True)
 
 
-async def test_an_abort_whose_record_is_denied_is_a_fact_all_the_same(world: Timelines) -> None:
+async def test_an_abort_whose_record_is_denied_is_a_fact_all_the_same(many: Timelines) -> None:
     """The log has decided; the record is repaired by whoever may write it."""
-    owner, other = await world.add(), await world.add()
+    owner, other = await many.add(), await many.add()
     await owner.store.create_job("s", "alice")
     await emit_stored(owner.transport, "s", "a")
-    key = world.subjects.record("job", "s")
+    key = many.subjects.record("job", "s")
 
     async def refuse(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
         if subject == key:
@@ -102,14 +95,14 @@ async def test_an_abort_whose_record_is_denied_is_a_fact_all_the_same(world: Tim
 # -- the one who reads --------------------------------------------------------------------------------------------
 
 
-async def test_a_reader_at_the_live_edge_that_may_not_look_any_more_is_told_so(world: Timelines) -> None:
+async def test_a_reader_at_the_live_edge_that_may_not_look_any_more_is_told_so(many: Timelines) -> None:
     """What is missing comes in mid-iteration, not silence; when it is granted again the same reader goes on."""
-    owner, viewer = await world.add(), await world.add()
+    owner, viewer = await many.add(), await many.add()
     await owner.store.create_job("s", "alice")
     async with viewer.transport.read("s") as events:
         await emit_stored(owner.transport, "s", 0)
         await take(events, 1)
-        await viewer.stop_hearing(world.subjects.live_prefix)
+        await viewer.stop_hearing(many.subjects.live_prefix)
 
         def refuse() -> None:
             raise denied("the log")
@@ -129,10 +122,10 @@ async def test_a_reader_at_the_live_edge_that_may_not_look_any_more_is_told_so(w
         assert (await eventually(goes_on, within=15)).data == 1
 
 
-async def test_who_waits_for_a_job_and_may_not_read_its_record_is_told_so(world: Timelines) -> None:
+async def test_who_waits_for_a_job_and_may_not_read_its_record_is_told_so(many: Timelines) -> None:
     """ "No such job" after the whole wait would be a lie."""
-    viewer = await world.add(config=world.config(timing={"look": 0.2}))
-    key, reads = world.subjects.record("job", "s"), 0
+    viewer = await many.add(config=many.config(timing={"look": 0.2}))
+    key, reads = many.subjects.record("job", "s"), 0
 
     async def refuse(subject: str) -> None:
         nonlocal reads
@@ -157,22 +150,22 @@ async def test_an_owner_that_may_not_be_asked_is_not_judged_dead(tmp_path: Path,
         'deny: ["*.owner.*"]}}}]}\n'
     )
     with server(tmp_path, f'jetstream: {{store_dir: "$STORE"}}\n{users}') as running:
-        async with timelines(running.url.replace("://", "://admin:p@")) as world:
-            config = world.config(timing={"sweep": NEVER, "request": 1.0})
-            owner = await world.add(config=config)
-            judge = await world.add(config=config, url=running.url, user="judge", password="p")
+        async with Timelines("nats", running.url.replace("://", "://admin:p@")) as many:
+            config = many.config(timing={"sweep": NEVER, "request": 1.0})
+            owner = await many.add(config=config)
+            judge = await many.add(config=config, url=running.url, user="judge", password="p")
             owner_id = owner.store.replica_id
             await owner.store.create_job("s", "alice")
             await eventually(lambda: owner_id in judge.store.replica.liveness._known)
 
             async def no_renewals(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
-                if subject == world.subjects.record("owner", owner_id):
+                if subject == many.subjects.record("owner", owner_id):
                     raise denied(subject)
                 return await go()
 
             owner.link.records.around_append = no_renewals
             await eventually(lambda: caplog.text.count("passes for alive") >= 2, within=30)
-            assert not await world.has_record("owner", owner_id)
+            assert not await many.has_record("owner", owner_id)
             assert (await owner.store.get_job("s")).status == "running"
             result = await judge.manager.abort("s")
             assert (result.success, result.acknowledged) == (True, False), "the end needs nobody's answer"
@@ -189,8 +182,8 @@ async def test_who_may_not_ask_for_viewers_does_not_hear_that_all_have_left(tmp_
         'deny: ["*.presence.*"]}}}]}\n'
     )
     with server(tmp_path, f'jetstream: {{store_dir: "$STORE"}}\n{users}') as running:
-        async with timelines(running.url.replace("://", "://admin:p@")) as world:
-            viewer, guest = await world.add(), await world.add(url=running.url, user="guest", password="p")
+        async with Timelines("nats", running.url.replace("://", "://admin:p@")) as many:
+            viewer, guest = await many.add(), await many.add(url=running.url, user="guest", password="p")
             await viewer.store.create_job("s", "alice")
             async with viewer.transport.read("s"):
                 with pytest.raises(PermissionDeniedError, match=r"presence\.s"):

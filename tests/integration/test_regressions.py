@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -19,16 +19,6 @@ from natsjobs.engine import wire
 from natsjobs.errors import InvalidEventError, JobClosedError, UnavailableError
 
 DEEP = b"[" * 50_000 + b"]" * 50_000
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server; at the end no task, interest or consumer may be left."""
-    backend = NatsBackend("nats", newest_server)
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 async def cut_off(call: Callable[[], Awaitable[Any]], after: float) -> bool:

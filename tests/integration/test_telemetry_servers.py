@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,16 +16,6 @@ from natsjobs import telemetry
 from natsjobs.memory import MemorySystem
 
 Value = Callable[..., float | None]
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace with replicas."""
-    made = NatsBackend("nats-2.15", newest_server)
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 @pytest.fixture

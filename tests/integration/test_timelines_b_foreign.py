@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,11 @@ import nats
 import pytest
 from backends import NatsBackend
 from jetstream_kit import quiet, server
-from strangers import Stranger, events_of, namespace
+from strangers import Stranger, events_of
 from waiting import Calls, check_whole, eventually, known, read_all, soon, take
 
 import natsjobs
 from natsjobs import JobClosedError, UnavailableError
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server."""
-    async with namespace(newest_server) as backend:
-        yield backend
-
 
 # -- B9: a late abort ---------------------------------------------------------------------------------------------
 

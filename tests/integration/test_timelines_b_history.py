@@ -5,26 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backends import NatsBackend
 from jetstream_kit import server
-from strangers import Stranger, events_of, namespace
-from timeline_kit import timelines
+from strangers import Stranger, events_of
+from timeline_kit import Timelines
 from waiting import Heard, check_whole, eventually, read_all, soon, take, values
 
 from natsjobs import ConfigError, GenerationReplacedError, HistoryLostError, JobClosedError, UnavailableError
 from natsjobs.engine.wire import Cursor
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server."""
-    async with namespace(newest_server) as backend:
-        yield backend
 
 
 async def lost(events: Any) -> HistoryLostError:
@@ -79,7 +71,7 @@ async def test_b11_memory_storage_after_a_server_restart(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="allow_loss"):
         NatsBackend("nats", "").config(storage="memory")
     with server(tmp_path) as running:
-        async with namespace(running.url) as backend:
+        async with NatsBackend("nats", running.url) as backend:
             config = backend.config(storage="memory", allow_loss=True)
             a, b = await backend.replica(config), await backend.replica(config)
             await started(a)
@@ -97,7 +89,7 @@ async def test_b11_memory_storage_after_a_server_restart(tmp_path: Path) -> None
 async def test_b11_a_restored_backup_is_noticed_by_reader_and_writer(tmp_path: Path) -> None:
     """The log ends before what was read and written: neither goes on as if nothing had happened."""
     with server(tmp_path) as running:
-        async with namespace(running.url) as backend:
+        async with NatsBackend("nats", running.url) as backend:
             a, b = await backend.replica(), await backend.replica()
             job = await started(a)
             store, copy = tmp_path / f"store-{running.port}", tmp_path / "backup"
@@ -203,7 +195,7 @@ async def test_b11_a_cursor_beyond_the_log_is_told_on_entering(backend: NatsBack
 
 async def test_b3_a_cursor_ahead_of_a_replica_that_reaches_no_leader_has_lost_nothing(newest_server: str) -> None:
     """Its viewer comes from another replica that has heard more; silence of the leader proves no loss."""
-    async with timelines(newest_server) as many:
+    async with Timelines("nats", newest_server) as many:
         a, b = await many.add(), await many.add()
         await started(a)
         async with b.manager.subscribe("s") as behind:

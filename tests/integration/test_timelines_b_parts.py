@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
 from backends import NatsBackend
-from strangers import Stranger, events_of, gate_records, namespace, part
-from timeline_kit import timelines
+from strangers import Stranger, events_of, gate_records, part
+from timeline_kit import Timelines
 from waiting import Heard, check_whole, eventually, read_all, soon, take
 
 from natsjobs import EventTooLargeError, JobClosedError, NatsJobsError
 
 BIG = "x" * 2_000_000
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server."""
-    async with namespace(newest_server) as backend:
-        yield backend
 
 
 async def test_b2_parts_interrupted_by_another_writer_are_void_and_their_index_is_taken(backend: NatsBackend) -> None:
@@ -88,7 +81,7 @@ async def test_b2_who_attaches_between_the_parts_gets_the_whole_event(backend: N
 
 async def test_b2_a_refused_part_starts_the_event_again_from_part_0(newest_server: str) -> None:
     """Another writer comes between the owner's parts: both events are read whole, once, in one order by all."""
-    async with timelines(newest_server) as made:
+    async with Timelines("nats", newest_server) as made:
         a, b = await made.add(), await made.add()
         job = await a.store.create_job("s", "u")
         parts: list[int] = []

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import nats.errors
 import pytest
 from backends import NatsBackend
-from strangers import Stranger, namespace
+from strangers import Stranger
 from waiting import Calls, Heard, eventually, known
 
 LEASE = 1.5
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server."""
-    async with namespace(newest_server) as backend:
-        yield backend
 
 
 class Frozen:

@@ -5,24 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 
-import pytest
 from backends import NatsBackend
-from strangers import Stranger, gate_records, namespace
+from strangers import Stranger, gate_records
 from waiting import eventually, known, soon
 
 from natsjobs.engine import wire
 from natsjobs.engine.jobs import LATEST, put_active
 
 JOBS = 1200
-
-
-@pytest.fixture
-async def backend(newest_server: str) -> AsyncIterator[NatsBackend]:
-    """A namespace of its own on the newest server."""
-    async with namespace(newest_server) as backend:
-        yield backend
 
 
 async def test_b5_a_late_remover_does_not_unlist_the_next_turn(backend: NatsBackend) -> None:

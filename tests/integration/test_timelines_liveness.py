@@ -10,24 +10,15 @@ import asyncio
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from jetstream_kit import Proxy, server
-from timeline_kit import NEVER, Timelines, owner_process, spying, timelines
+from timeline_kit import NEVER, Timelines, owner_process, spying
 from waiting import eventually, read_all, soon, take
 
 from natsjobs import JobClosedError, UnavailableError
-
-
-@pytest.fixture
-async def many(newest_server: str) -> AsyncIterator[Timelines]:
-    """A namespace of its own on the newest server."""
-    async with timelines(newest_server) as made:
-        yield made
-
 
 # -- A1: a short outage -------------------------------------------------------------------------------------------
 
@@ -35,7 +26,7 @@ async def many(newest_server: str) -> AsyncIterator[Timelines]:
 async def test_a1_a_short_outage_kills_no_living_job(tmp_path: Path):
     """The server is away longer than the leases; the judge is back long before the owners; every job goes on."""
     with server(tmp_path) as nats_server:
-        async with timelines(nats_server.url) as many, AsyncExitStack() as runs:
+        async with Timelines("nats", nats_server.url) as many, AsyncExitStack() as runs:
             owners = [await many.add(reconnect_time_wait=2.0) for _ in range(5)]
             judge = await many.add(reconnect_time_wait=0.05)
             running = {}
@@ -208,7 +199,7 @@ async def test_a4_a_restarted_process_does_not_vouch_for_its_predecessor(many: T
 async def test_a4_an_end_that_could_not_be_stored_is_stored_later(tmp_path: Path):
     """NATS is away when the run completes; the process lives on, and so does what it wanted to say."""
     with server(tmp_path) as nats_server:
-        async with timelines(nats_server.url) as many:
+        async with Timelines("nats", nats_server.url) as many:
             config = many.config(timing={"give_up": 0.5, "sweep": NEVER})
             owner, replica = await many.add(config=config), await many.add(config=config)
             job = await owner.store.create_job("s", "alice")
@@ -225,7 +216,7 @@ async def test_a4_an_end_that_could_not_be_stored_is_stored_later(tmp_path: Path
 async def test_a4_leaving_names_the_ends_that_could_not_be_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Whoever stops a process while NATS is away learns which jobs are left to the others."""
     with server(tmp_path) as nats_server:
-        async with timelines(nats_server.url) as many:
+        async with Timelines("nats", nats_server.url) as many:
             config = many.config(timing={"give_up": 0.5, "request": 0.5})
             owner = await many.add(config=config)
             await owner.store.create_job("left-behind", "alice")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,10 @@ from typing import Any
 import nats
 import pytest
 from jetstream_kit import cluster
-from timeline_kit import NEVER, DeafProxy, HookedReplica, Timelines, lost_acknowledgement, spying, timelines
+from timeline_kit import NEVER, DeafProxy, HookedReplica, Timelines, lost_acknowledgement, spying
 from waiting import check_whole, eventually, read_all, soon, take
 
 from natsjobs import EndReason, HistoryLostError, JobClosedError, UnavailableError
-
-
-@pytest.fixture
-async def many(newest_server: str) -> AsyncIterator[Timelines]:
-    """A namespace of its own on the newest server."""
-    async with timelines(newest_server) as made:
-        yield made
 
 
 class Writer:
@@ -165,7 +157,7 @@ async def test_a5_a7_racing_writers_on_three_nodes_lose_nothing_while_leaders_st
     async with cluster(tmp_path) as (servers, space):
         await space.link.close()
         await space.nc.close()
-        async with timelines(servers["n1"].url) as many:
+        async with Timelines("nats", servers["n1"].url) as many:
             config = many.config(replicas=3, timing={"request": 5.0, "give_up": 30.0})
             owner, other, viewer = [await many.add(url=one.url, config=config) for one in servers.values()]
             job = await owner.store.create_job("s", "alice")

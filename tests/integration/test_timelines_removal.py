@@ -7,23 +7,14 @@ import itertools
 import json
 import re
 import time
-from collections.abc import AsyncIterator
 from datetime import datetime
 
 import pytest
-from timeline_kit import NEVER, Timelines, spying, timelines
+from timeline_kit import NEVER, Timelines, spying
 from waiting import check_whole, eventually, read_all, soon, take
 
 from natsjobs import HistoryLostError, JobClosedError
 from natsjobs.engine import creation, wire
-
-
-@pytest.fixture
-async def many(newest_server: str) -> AsyncIterator[Timelines]:
-    """A namespace of its own on the newest server."""
-    async with timelines(newest_server) as made:
-        yield made
-
 
 # -- A8: a running job is ended by a record, never by a TTL -------------------------------------------------------
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import nats
 import pytest
-from jetstream_kit import config, free_port, server, stream_config
+from jetstream_kit import config, server, stream_config
+from listening import free_port
 from nats.aio.client import Client
 from waiting import soon
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from backends import NatsBackend
 from nats.aio.msg import Msg
-from strangers import Stored, Stranger, namespace
+from strangers import Stored, Stranger
 from waiting import Heard, eventually, known, take
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,7 +29,7 @@ SERVERS = {"nats-2.15": "newest_server", "nats-2.11": "oldest_server"}
 @pytest.fixture(params=SERVERS)
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[NatsBackend]:
     """A namespace of its own; the layout is the same on every server."""
-    async with namespace(request.getfixturevalue(SERVERS[request.param])) as backend:
+    async with NatsBackend("nats", request.getfixturevalue(SERVERS[request.param])) as backend:
         yield backend
 
 

@@ -164,16 +164,6 @@ async def _ignore(error: Exception) -> None:
 
 
 @asynccontextmanager
-async def timelines(url: str) -> AsyncIterator[Timelines]:
-    """A namespace of its own on a server; everything is closed and checked at the end."""
-    made = Timelines("nats", url)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@asynccontextmanager
 async def spying(nc: Client, *subjects: str) -> AsyncIterator[list[Msg]]:
     """Everything that is published on these subjects, in the order of arrival."""
     heard: list[Msg] = []

@@ -8,6 +8,7 @@ import { Follower } from "./sse.js";
 
 const TABS = ["content", "events", "record"];
 const STATUS = { done: "complete", error: "error", aborted: "aborted" };
+const ENDED = Object.values(STATUS); // a status that a newer version has is that of a running job
 const LOOK = 3000;
 
 /** The JSON of `data` in a frame: the fields before it are ours and hold no such text. */
@@ -197,8 +198,7 @@ export class JobView {
     const now = performance.now();
     if (this.live) this.content.caughtUp();
     this.#facts();
-    const running = this.status === null || !Object.values(STATUS).includes(this.status);
-    if (!running || document.hidden || now - this.looked < LOOK) return;
+    if (ENDED.includes(this.status) || document.hidden || now - this.looked < LOOK) return;
     this.looked = now;
     const id = this.id;
     try {
@@ -219,7 +219,7 @@ export class JobView {
     if (this.id === null) return;
     const status = this.status ?? "";
     $("job-status").replaceChildren(status ? badge(status, job?.endReason ?? this.terminal?.endReason) : "");
-    const running = job !== null && job !== undefined && !Object.values(STATUS).includes(status);
+    const running = Boolean(job) && !ENDED.includes(status);
     $("abort").hidden = !running;
     if (!job) return;
     const now = Date.now() + (this.now ?? 0);
@@ -246,7 +246,7 @@ export class JobView {
   #note(kind, text, name = "problem", ...more) {
     this.#clearNote(name);
     $("job-notes").append(h("p", { class: `note ${kind}`, "data-name": name }, text, ...more));
-    if (name !== "usage") say(text);
+    if (name !== "usage") say(text); // it comes with another note, which is what is to be heard
   }
 
   #clearNote(name) {

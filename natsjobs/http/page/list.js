@@ -169,12 +169,11 @@ export class ListView {
       if (event.target.closest("a") || getSelection().toString()) return;
       link.click();
     });
-    return { element, link, about, who, cells, shown: {} };
+    return { element, link, about, who, cells, shown: "" };
   }
 
   #fill(row, job) {
     row.job = job;
-    row.link.href = this.link(job.streamId);
     const shown = JSON.stringify([job.status, job.endReason, job.userId, job.owner, job.error, job.model, job.conversationId]);
     if (row.shown !== shown) {
       row.shown = shown;

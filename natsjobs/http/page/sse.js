@@ -49,15 +49,13 @@ export class Follower {
   #stopped = false;
   #abort = new AbortController();
   #wake = () => {};
+  #online = () => this.#wake();
   cursor = null;
 
   constructor(id, { onFrames, onState }) {
     Object.assign(this, { id, onFrames, onState });
-    this.#online = () => this.#wake();
     addEventListener("online", this.#online);
   }
-
-  #online;
 
   stop() {
     this.#stopped = true;
