@@ -110,7 +110,8 @@ async def coming_back(jobs: Any, gate: Any, clients: int) -> None:
     ids = [f"back{k}" for k in range(clients)]
     for start in range(0, clients, 20):
         await asyncio.gather(*(jobs.spawn(one, recorded, user_id="u") for one in ids[start : start + 20]))
-    await asyncio.sleep(3)
+    while await jobs.active("u"):
+        await asyncio.sleep(0.1)
     readers = [Client(gate.port, one) for one in ids]
     begin = time.monotonic()
     await asyncio.gather(*(reader.read() for reader in readers))
