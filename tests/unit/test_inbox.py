@@ -60,8 +60,13 @@ async def test_a_request_that_nobody_awaits_ends_once() -> None:
     assert ended == [answered]
     assert answered.result == b"1"
     assert len(inbox) == 1
+    awaited = inbox.expect("s", take, 60)
+    inbox.answered(f"{inbox.prefix}{awaited.token}", "", b"2", b"")
     for _ in range(2):
         inbox.lost("gone")
+    assert awaited.future is not None
+    assert await awaited.future == b"2"
+    inbox.done(awaited)
     assert ended == [answered, lost]
     assert isinstance(lost.error, RequestFailedError)
     assert lost.error.sent
