@@ -73,7 +73,8 @@ class Appender:
 
     def offer(self, raw: bytes) -> bool:
         """Queue one encoded event if there is room for it at once; else ``put`` waits. Raises as ``put`` does."""
-        self._check()
+        if self._sealed or self.closed is not None or self._error is not None:
+            self._check()
         return self._backlog.admits(len(raw)) and self._take(raw) > 0
 
     async def put(self, raw: bytes) -> int:

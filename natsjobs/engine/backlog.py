@@ -46,7 +46,9 @@ class Backlog:
 
     def admits(self, size: int) -> bool:
         """Whether an event of ``size`` bytes may be added now: there is room, and nobody is before it."""
-        return not self._line and self._has_room(size)
+        limits, events = self._limits, len(self.events)
+        fits = not events or (events < limits.queue_events and self.size + size <= limits.queue_bytes)
+        return fits and not self._line
 
     @property
     def is_short(self) -> bool:
@@ -72,7 +74,7 @@ class Backlog:
             self._line.remove(place)
         self._let_in()
 
-    def _has_room(self, size: int, ahead: int = 0, ahead_bytes: int = 0) -> bool:
+    def _has_room(self, size: int, ahead: int, ahead_bytes: int) -> bool:
         """Whether an event fits behind those in the queue and ``ahead`` others."""
         limits, events = self._limits, len(self.events) + ahead
         if not events:
