@@ -95,13 +95,8 @@ class Chain:
         while True:
             refusal: WrongSequenceError | None = None
             try:
-                if sent is not None:
-                    first, sent = sent, None
-                    seq = await first.outcome()
-                else:
-                    seq = await self._link.events.append(
-                        subject, body, expect=self.position.seq, scope=self._scope, rollup=rollup
-                    )
+                first, sent = sent, None
+                seq = await (self._append(subject, body, rollup=rollup) if first is None else first.outcome())
             except WrongSequenceError as error:
                 refusal, self._away_since = error, None
                 _count("refused")
@@ -130,6 +125,10 @@ class Chain:
                 if refusal is not None and backoff.expired:
                     raise UnavailableError(f"no decision about an append to {subject}", outcome_unknown=True)
                 await backoff.pause()
+
+    async def _append(self, subject: str, body: bytes, *, rollup: bool) -> int:
+        expect, scope = self.position.seq, self._scope
+        return await self._link.events.append(subject, body, expect=expect, scope=scope, rollup=rollup)
 
     async def _decide(self, body: bytes, after: int, refusal: WrongSequenceError | None) -> bool | None:
         """What took our place? ``None``: undecided."""
