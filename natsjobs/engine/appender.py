@@ -1,28 +1,31 @@
 """Group commit: the one writer of a generation on this replica.
 
-Owns the queue between ``emit`` and the log. Guarantees: order of calls is order in the log; at most one append is in
-flight, so the chain has no holes; an event leaves the queue only when it is known to be stored, and a group is never
-regrouped before it is decided; a writer that lost the generation is told so, at once if somebody waits, else by its
-next call.
+Owns the way from the queue (``backlog``) to the log. Guarantees: order of calls is order in the log; at most one append
+is in flight, so the chain has no holes; an event leaves the queue only when it is known to be stored, and a group is
+never regrouped before it is decided; a writer that lost the generation is told so, at once if somebody waits, else by
+its next call.
 
-The linger: an event after a pause goes at once; while more keep coming they are collected and leave together when
-``timing.linger`` has passed since the last message.
+The linger: an event after a pause (nothing was sent for ``timing.linger``) goes at once. While more keep coming they
+are collected, the first of them for ``timing.linger`` at most, and leave together, with those of other writers
+(``linger``). An append needs a task only while something is unusual: it is sent in one step, its acknowledgement goes
+on with the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import bisect
+import math
 import time
-from collections import deque
 from collections.abc import Callable
 from copy import copy
-from typing import Any
 
 from natsjobs.engine import wire
+from natsjobs.engine.backlog import Backlog
 from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
 from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
+from natsjobs.engine.linger import Moment
+from natsjobs.engine.ports import Sent
 from natsjobs.engine.terminals import End, Position
 from natsjobs.errors import EventTooLargeError, JobClosedError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.telemetry import measures
@@ -50,26 +53,29 @@ class Appender:
         self.last_stored = time.monotonic()
         self.refused: StreamFullError | PermissionDeniedError | None = None
         """Why the last events of this generation are missing, if they are."""
-        self._link, self._config, self._tasks, self._on_closed = context.link, context.config, context.tasks, on_closed
-        self._headroom = context.headroom
+        self._link, self._config, self._on_closed = context.link, context.config, on_closed
+        self._spawn, self._headroom, self._linger = context.spawn, context.headroom, context.linger
         self._chain = Chain(context, stream_id, generation, position)
-        self._queue: deque[bytes] = deque()
-        self._queued_bytes = 0
-        self._taken = 0  # events ever queued
-        self._stored = 0  # events ever stored
-        self._room: deque[tuple[asyncio.Future[None], bytes]] = deque()
-        self._flushers: list[tuple[int, asyncio.Future[int]]] = []
+        self._backlog = Backlog(context.config.limits)
         self._drains: list[asyncio.Future[None]] = []
         self._error: Exception | None = None
         self._pending: tuple[bytes, int] | None = None  # undecided group: body, events
+        self._sent: Sent | None = None  # the try of it that was made without a task
         self._sealed = False
         self._alone = asyncio.Lock()  # two ends at once would move each other's numbers, and both be stored
-        self._busy = self._held = False
+        self._busy = self._held = self._released = False
         self._urgent = False
-        self._sent_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._sent_at = -math.inf
+        self._oldest = 0.0  # when the first event came that is not in the group in flight
+        self._moment: Moment | None = None
 
     # -- the producer's side ------------------------------------------------------------------------------------
+
+    def offer(self, raw: bytes) -> bool:
+        """Queue one encoded event if there is room for it at once; else ``put`` waits. Raises as ``put`` does."""
+        if self._sealed or self.closed is not None or self._error is not None:
+            self._check()
+        return self._backlog.admits(len(raw)) and self._take(raw) > 0
 
     async def put(self, raw: bytes) -> int:
         """Queue one encoded event; waits only for room. Cancelled while waiting: not queued. Its number for ``store``.
@@ -79,22 +85,18 @@ class Appender:
             UnavailableError: What was queued before could not be stored; it is kept, and so is not this event.
         """
         self._check()
-        if not self._room and self._has_room(len(raw)):
+        if self._backlog.admits(len(raw)):
             return self._take(raw)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting, began = (future, raw), time.monotonic()
-        self._room.append(waiting)
+        place, began = self._backlog.line_up(len(raw)), time.monotonic()
         self._kick()
         try:
-            await future
+            await place.free
             if self.closed is not None:
                 raise copy(self.closed)
             return self._take(raw)
         finally:
-            if waiting in self._room:
-                self._room.remove(waiting)
             hub.add(measures.BACKPRESSURE, time.monotonic() - began)
-            self._let_in()
+            self._backlog.leave_line(place)
             if self.idle:
                 self._drained()
 
@@ -104,13 +106,12 @@ class Appender:
         if self.refused is not None and not self.closed:
             await asyncio.sleep(0)  # whoever tries again at once must not hold up the end that is on its way
             raise copy(self.refused)
-        return await self._until_stored(self._taken)
+        return await self._until_stored(self._backlog.taken)
 
     async def _until_stored(self, number: int) -> int:
-        if self._stored >= number:
-            return self._chain.position.index - 1 - (self._stored - number)
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        bisect.insort(self._flushers, (number, future), key=lambda waiting: waiting[0])
+        if (stored := self._backlog.stored) >= number:
+            return self._chain.position.index - 1 - (stored - number)
+        future = self._backlog.expect(number)
         self._urgent = True
         self._kick()
         return await future
@@ -131,63 +132,84 @@ class Appender:
         if self._sealed and not flushing:
             raise JobClosedError(self.stream_id, self.generation)
 
-    def _has_room(self, size: int, ahead: int = 0, ahead_bytes: int = 0) -> bool:
-        """Whether an event fits behind those in the queue and ``ahead`` others."""
-        limits, events = self._config.limits, len(self._queue) + ahead
-        if not events:
-            return True
-        return events < limits.queue_events and self._queued_bytes + ahead_bytes + size <= limits.queue_bytes
-
-    def _let_in(self) -> None:
-        """Wake, in order, those who fit. Each takes its place itself, so that who is cancelled meanwhile has none."""
-        size = 0
-        for ahead, (future, raw) in enumerate(self._room):
-            if not self._has_room(len(raw), ahead, size):
-                return
-            size += len(raw)
-            if not future.done():
-                future.set_result(None)
-
     def _take(self, raw: bytes) -> int:
-        self._queue.append(raw)
-        self._queued_bytes += len(raw)
-        self._taken += 1
-        if not self._busy:
+        backlog = self._backlog
+        if len(backlog.events) == (self._pending[1] if self._pending is not None else 0):
+            self._oldest = time.monotonic()
+        number = backlog.add(raw)
+        if not self._busy and (self._moment is None or backlog.size >= GROUP_BYTES):
             self._kick()
-        return self._taken
+        return number
 
     # -- sending ------------------------------------------------------------------------------------------------
 
     def _kick(self) -> None:
-        """Start a send now, or when the linger is over. The first event of a pause is never held back."""
-        if self._busy or self._held or not self._queue or self.closed is not None:
+        """Send now, or when the linger is over. The first event of a pause is never held back."""
+        if self._busy or self._held or self._released or not self._backlog.events or self.closed is not None:
             return
-        wait = self._config.timing.linger - (time.monotonic() - self._sent_at)
-        if wait > 0 and not self._urgent and not self._room and self._queued_bytes < GROUP_BYTES:
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(wait, self._on_timer)
-            return
-        self._stop_timer()
+        now, linger = time.monotonic(), self._config.timing.linger
+        hurry = self._urgent or self._backlog.is_short or self._backlog.size >= GROUP_BYTES
+        if now - self._sent_at < linger and not hurry:
+            self._moment = self._moment or self._linger.join(self, self._oldest + linger)
+            if self._moment is not None:
+                return
+        self._leave_moment()
         self._busy = True
-        self._sent_at = time.monotonic()
-        self._tasks.spawn(self._send(), name=f"natsjobs append {self.stream_id}")
+        self._sent_at = now
+        if not self._send_at_once():
+            self._spawn(self._send(), name=f"natsjobs append {self.stream_id}")
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._sent_at = 0.0
+    def leave(self) -> None:
+        """The linger is over: the moment that was joined has come."""
+        self._moment = None
+        self._sent_at = -math.inf
         self._kick()
+
+    def _leave_moment(self) -> None:
+        if self._moment is not None:
+            self._moment.discard(self)
+            self._moment = None
 
     def release(self, why: Exception) -> None:
         """This replica closes: nothing is sent any more, and no timer is left; whoever waits here is told ``why``."""
-        self._stop_timer()
+        self._released = True
+        self._leave_moment()
         self._fail(why)
 
+    def _send_at_once(self) -> bool:
+        """Send the head of the queue without a task, which is the usual case; ``_on_answer`` goes on."""
+        if self._pending is not None:
+            return False
+        events = self._group()
+        if not events or not self._headroom.admits(sum(map(len, events))):
+            return False
+        self._sent = self._chain.send(self._bind(events), self._on_answer)
+        return self._sent is not None
+
+    def _group(self) -> list[bytes]:
+        return wire.group(self._backlog.events, GROUP_BYTES, self._link.max_payload - OVERHEAD)
+
+    def _bind(self, events: list[bytes]) -> bytes:
+        """These events are one message from now on, until that is decided."""
+        body = wire.events_body(self._chain.position.index, self._chain.writer, events)
+        self._pending = (body, len(events))
+        return body
+
+    def _on_answer(self, seq: int) -> None:
+        if self._released:
+            return
+        if not seq or self._pending is None:
+            self._spawn(self._send(), name=f"natsjobs append {self.stream_id}")
+            return
+        self._sent = None
+        (_, count), self._pending = self._pending, None
+        index = self._chain.position.index
+        self._chain.stored(seq, index + count)
+        self._leave(count, index)
+        self._next()
+
     async def _send(self) -> None:
+        """Send, or find out what became of what was sent, with all the patience that this may need."""
         try:
             await self._store_group()
         except FencedError as fenced:
@@ -199,8 +221,13 @@ class Appender:
             raise
         finally:
             self._busy = False
-        self._urgent = self._urgent and bool(self._queue)
-        self._drained()
+        self._next()
+
+    def _next(self) -> None:
+        self._busy = False
+        self._urgent = self._urgent and bool(self._backlog.events)
+        if self._drains:
+            self._drained()
         if self._error is None:
             self._kick()
 
@@ -212,23 +239,24 @@ class Appender:
 
     async def _store_group(self) -> None:
         """Store the head of the queue: one group, or one event in parts."""
-        chain = self._chain
+        chain, queue = self._chain, self._backlog.events
         while True:
-            if not self._queue:
+            if not queue:
                 return  # closed before this task ran
             if self._pending is None:
-                events = wire.group(self._queue, GROUP_BYTES, self._link.max_payload - OVERHEAD)
+                events = self._group()
                 if not events:
-                    await chain.append_parts(chain.log, "part", self._queue[0])
+                    await chain.append_parts(chain.log, "part", queue[0])
                     self._leave(1, chain.position.index - 1)
                     return
                 await self._headroom.admit(sum(map(len, events)))
-                body = wire.events_body(chain.position.index, chain.writer, events)
-                self._pending = (body, len(events))
+                self._bind(events)
+            assert self._pending is not None
             body, count = self._pending
             index = chain.position.index
+            sent, self._sent = self._sent, None
             try:
-                stored = await chain.append(chain.log, body, after=index + count)
+                stored = await chain.append(chain.log, body, after=index + count, sent=sent)
             except EventTooLargeError:
                 stored = False  # the server takes less than it did when the group was built
             self._pending = None  # decided: only now may the group be built anew
@@ -237,28 +265,15 @@ class Appender:
                 return
 
     def _leave(self, count: int, index: int) -> None:
-        size = sum(len(self._queue.popleft()) for _ in range(min(count, len(self._queue))))
-        self._queued_bytes -= size
-        hub.add(measures.EVENTS, count)
-        hub.add(measures.EVENT_BYTES, size)
-        before, self._stored = self._stored, self._stored + count
+        self._backlog.leave(count, index)
         self.last_stored = time.monotonic()
-        while self._flushers and self._flushers[0][0] <= self._stored:
-            target, flushed = self._flushers.pop(0)
-            if not flushed.done():
-                flushed.set_result(index + target - before - 1)
-        self._let_in()
 
     def _fail(self, error: Exception) -> None:
         """Tell everybody who waits; with nobody waiting the next call hears of it."""
-        producers: list[asyncio.Future[Any]] = [future for _, future in self._flushers]
-        producers += [future for future, _ in self._room]
-        heard = any(not future.done() for future in producers)
-        for future in [*producers, *self._drains]:
+        heard = self._backlog.fail(error)
+        for future in self._drains:
             if not future.done():
                 future.set_exception(error)
-        self._flushers.clear()
-        self._room.clear()
         self._drains.clear()
         if not heard and not isinstance(error, JobClosedError):
             self._error = error
@@ -326,11 +341,11 @@ class Appender:
                 # The end must fit all the same (B8), and is a permission of its own (B10); it says that the events
                 # which were refused are missing.
                 self.refused = error
-                self._queue.clear()
-                self._queued_bytes = 0
-                self._pending = None
+                self._backlog.clear()
+                self._pending = self._sent = None
                 self._fail(error)  # who has come to wait meanwhile
-                self._stored = self._taken  # nobody may wait for them any more; `refused` says that they are missing
+                # Nobody may wait for them any more; `refused` says that they are missing.
+                self._backlog.stored = self._backlog.taken
 
     async def _store_end(self, end: End) -> wire.Terminal:
         chain, kind, data = self._chain, end.kind, end.data
@@ -344,20 +359,8 @@ class Appender:
             except StreamFullError as error:
                 self.refused = error
                 continue
-            body = wire.end_body(
-                kind,
-                chain.position.index,
-                chain.writer,
-                previous=chain.position.seq,
-                reason=end.reason,
-                request=end.request,
-                data=b"null" if large else data,
-                first=first,
-            )
-            if await chain.append(chain.end, body, after=chain.position.index):
-                entry = wire.decode(body)
-                assert entry is not None
-                return chain.landed or wire.Terminal.of(entry, chain.position.seq, data)
+            if (terminal := await chain.append_end(end, kind, data, first=first)) is not None:
+                return terminal
 
     def fence(self, terminal: wire.Terminal | None) -> JobClosedError:
         """A terminal record was seen (``None``: the log is gone): tell everybody who waits, and the replica, once."""
@@ -365,9 +368,8 @@ class Appender:
             self.terminal = terminal
             status, reason = (terminal.status, terminal.reason) if terminal else (None, None)
             self.closed = JobClosedError(self.stream_id, self.generation, status, reason)
-            self._stop_timer()
-            self._queue.clear()
-            self._queued_bytes = 0
+            self._leave_moment()
+            self._backlog.clear()
             self._fail(self.closed)
             self._on_closed(terminal)
         return self.closed
@@ -385,14 +387,14 @@ class Appender:
     @property
     def owes(self) -> bool:
         """Events that it took were lost with the end of the generation: whoever flushes is to hear of it."""
-        return self.closed is not None and (self._stored < self._taken or self.refused is not None)
+        return self.closed is not None and (self._backlog.stored < self._backlog.taken or self.refused is not None)
 
     @property
     def queued(self) -> int:
         """Events that are not stored yet."""
-        return len(self._queue)
+        return len(self._backlog.events)
 
     @property
     def idle(self) -> bool:
         """Nothing is queued or in flight."""
-        return not (self._queue or self._busy or self._room)
+        return not (self._backlog.events or self._busy or self._backlog.is_short)

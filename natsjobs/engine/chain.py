@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import FINAL, Backoff, patiently
-from natsjobs.engine.ports import Message, StreamMissingError, WrongSequenceError
-from natsjobs.engine.terminals import Position, find_terminal, position_behind, read_terminal
+from natsjobs.engine.ports import Message, Sent, StreamMissingError, WrongSequenceError
+from natsjobs.engine.terminals import End, Position, find_terminal, position_behind, read_terminal
 from natsjobs.errors import (
     EventTooLargeError,
     PermissionDeniedError,
@@ -51,11 +51,30 @@ class Chain:
         self._scope = subjects.scope(stream_id, generation)
         self._link, self._config, self._headroom = context.link, context.config, context.headroom
         self._away_since: float | None = None
+        self._began = 0.0  # when what is in flight was sent for the first time
+
+    def send(self, body: bytes, done: Callable[[int], None]) -> Sent | None:
+        """Append one message of events at once and without a task, in the usual case.
+
+        ``done``: as in ``Stream.send``; ``stored`` follows it, or ``append`` with what this gave. ``None``: nothing
+        was sent, ``append`` sends it.
+        """
+        if self._away_since is not None:
+            return None
+        self._began = time.monotonic()
+        return self._link.events.send(self.log, body, expect=self.position.seq, scope=self._scope, done=done)
+
+    def stored(self, seq: int, after: int) -> None:
+        """What was sent is stored; ``after`` is the next index."""
+        self.position, self._away_since = Position(seq, after), None
+        _count("stored", since=self._began)
 
     async def append(  # noqa: C901 - one branch per outcome of a write
-        self, subject: str, body: bytes, *, after: int, rollup: bool = False
+        self, subject: str, body: bytes, *, after: int, rollup: bool = False, sent: Sent | None = None
     ) -> bool:
         """Append one message that begins at ``position.index``; ``after`` is the next index if it is stored.
+
+        ``sent``: its first try, which is decided and was not simply stored.
 
         Returns:
             True: stored. False: another writer came first, ``position`` has moved, number again.
@@ -68,16 +87,16 @@ class Chain:
             ConnectionLostError: The connection was given, and is closed.
         """
         # Once it has given up, the next call tries once: nobody waits `give_up` twice for the same outage.
-        began = time.monotonic()
-        spent = 0.0 if self._away_since is None else began - self._away_since
-        backoff, fast_until = Backoff(self._config.timing.give_up - spent), began + _FENCE_TIME
+        now = time.monotonic()
+        self._began = now if sent is None else self._began
+        spent = now - (self._away_since or self._began)
+        backoff, fast_until = Backoff(self._config.timing.give_up - spent), now + _FENCE_TIME
         unsure = False
         while True:
             refusal: WrongSequenceError | None = None
             try:
-                seq = await self._link.events.append(
-                    subject, body, expect=self.position.seq, scope=self._scope, rollup=rollup
-                )
+                first, sent = sent, None
+                seq = await (self._append(subject, body, rollup=rollup) if first is None else first.outcome())
             except WrongSequenceError as error:
                 refusal, self._away_since = error, None
                 _count("refused")
@@ -96,17 +115,20 @@ class Chain:
                 if backoff.expired:
                     raise UnavailableError(str(error), outcome_unknown=unsure) from None
             else:
-                self.position, self._away_since = Position(seq, after), None
-                _count("stored", since=began)
+                self.stored(seq, after)
                 return True
             if (refusal or unsure) and (stored := await self._decide(body, after, refusal)) is not None:
                 if stored:
-                    _count("stored", since=began)
+                    _count("stored", since=self._began)
                 return stored
             if refusal is None or refusal.last is None or time.monotonic() > fast_until:
                 if refusal is not None and backoff.expired:
                     raise UnavailableError(f"no decision about an append to {subject}", outcome_unknown=True)
                 await backoff.pause()
+
+    async def _append(self, subject: str, body: bytes, *, rollup: bool) -> int:
+        expect, scope = self.position.seq, self._scope
+        return await self._link.events.append(subject, body, expect=expect, scope=scope, rollup=rollup)
 
     async def _decide(self, body: bytes, after: int, refusal: WrongSequenceError | None) -> bool | None:
         """What took our place? ``None``: undecided."""
@@ -165,8 +187,31 @@ class Chain:
             else:
                 return first
 
+    async def append_end(self, end: End, kind: str, data: bytes, *, first: int) -> wire.Terminal | None:
+        """Append a terminal record; the one that stands. ``None``: another writer came first. Raises as ``append``.
+
+        ``first``: where the pieces of its data begin that were stored before it; 0: it is in the record itself.
+        """
+        body = wire.end_body(
+            kind,
+            self.position.index,
+            self.writer,
+            previous=self.position.seq,
+            reason=end.reason,
+            request=end.request,
+            data=b"null" if first else data,
+            first=first,
+        )
+        if not await self.append(self.end, body, after=self.position.index):
+            return None
+        entry = wire.decode(body)
+        assert entry is not None
+        return self.landed or wire.Terminal.of(entry, self.position.seq, data)
+
 
 def _count(outcome: str, *, since: float | None = None) -> None:
+    if not hub.on:
+        return
     hub.add(measures.APPENDS, 1, outcome)
     if since is not None:
         hub.add(measures.APPEND_DURATION, time.monotonic() - since)

@@ -14,6 +14,7 @@ from typing import Any
 from natsjobs.config import Config
 from natsjobs.engine import wire
 from natsjobs.engine.headroom import Headroom
+from natsjobs.engine.linger import Linger
 from natsjobs.engine.ports import Incoming, Link
 from natsjobs.engine.records import Records
 from natsjobs.engine.subjects import Subjects, check_id
@@ -41,6 +42,7 @@ class Context:
         self.patience = min(config.timing.give_up, 4 * config.timing.request)
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
         self.headroom = Headroom(link, every=config.timing.renew)
+        self.linger = Linger(config.timing.linger)
         self.tasks = Tasks()
         self._answers: set[asyncio.Task[Any]] = set()
         self.readers = 0

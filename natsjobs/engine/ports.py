@@ -99,6 +99,14 @@ class Interest(Protocol):
         ...
 
 
+class Sent(Protocol):
+    """An append that is on its way, of ``Stream.send``."""
+
+    async def outcome(self) -> int:
+        """Once ``done`` was called: the sequence. Raises as ``Stream.append`` does."""
+        ...
+
+
 class Stream(Protocol):
     """One stream. Sequences start at 1; a filter is a subject that may hold NATS wildcards."""
 
@@ -131,6 +139,18 @@ class Stream(Protocol):
             PermissionDeniedError: This user may not write to the subject. Nothing was stored.
             StreamMissingError: No such stream. Nothing was stored.
             EventTooLargeError: Body and headers exceed ``Link.max_payload``. Nothing was sent.
+        """
+        ...
+
+    def send(self, subject: str, body: bytes, *, expect: int, scope: str, done: Callable[[int], None]) -> Sent | None:
+        """``append`` for those who have nothing to wait for: sent at once and without a task, or not at all.
+
+        ``done`` is called once, later, with the sequence; with 0 when it was not simply stored: ``Sent.outcome`` says
+        what happened. It must neither block nor raise.
+
+        Returns:
+            ``None``: Nothing was sent, and ``done`` will not be called; ``append`` waits for what is missing, or says
+            what is wrong.
         """
         ...
 

@@ -120,7 +120,8 @@ class EngineTransport:
         if writer is None:
             writer = await runs.writer(await self._open(stream_id), generation)
         runs.active(stream_id, writer.generation)
-        await writer.put(raw)
+        if not writer.offer(raw):
+            await writer.put(raw)
 
     async def flush(self, stream_id: str, *, generation: str | None = None) -> None:
         """Wait until what was queued here before it is stored."""

@@ -43,6 +43,7 @@ _BASE32 = "0123456789abcdefghijklmnopqrstuv"
 _MOST_EVENTS = 9_999_999_999  # what a cursor has digits for
 _MOST_MESSAGES = 999_999_999_999_999_999  # the same for a sequence
 _DEEPEST = 256  # nesting of an event: below Python's recursion limit for every reader, however deep its own stack is
+_BYTES = (bytes, bytearray, memoryview)
 _NO_BRACKETS = bytes(set(range(256)) - set(b'"[]{}'))
 _CURSOR = re.compile(r"([0-9a-v]{19})-([0-9]{10})-([0-9]{1,18})\Z")
 _encoder = msgspec.json.Encoder()
@@ -133,7 +134,7 @@ def encode_event(event: Any, *, limit: int, enc_hook: Any = None) -> bytes:
             msgspec.json.decode(raw)
         except UNREADABLE as error:
             raise InvalidEventError(f"the msgspec.Raw event is not one JSON value: {error}") from None
-    elif isinstance(event, bytes | bytearray | memoryview):
+    elif isinstance(event, _BYTES):
         raise InvalidEventError("an event of bytes has no JSON form; decode it, or wrap encoded JSON in msgspec.Raw")
     else:
         raw = _encode_checked(event, enc_hook)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,24 +25,48 @@ Take: TypeAlias = Callable[[bytes, bytes], Any]
 """Called with body and raw headers of each answer; anything but ``None`` is the result of the request."""
 
 
+Then: TypeAlias = Callable[["Waiting"], None]
+"""Called with a request that has ended; must neither block nor raise."""
+
+_SWEEPS = 0.01
+"""Requests end no more than this after their deadline: one timer looks after all of them."""
+
+
 class Waiting:
-    """One request that waits for its answers."""
+    """One request that waits for its answers: with a future, or with a function that is called at its end."""
 
-    __slots__ = ("future", "heard", "started", "subject", "take", "timer", "token")
+    __slots__ = ("deadline", "error", "future", "heard", "result", "started", "subject", "take", "then", "token")
 
-    def __init__(self, token: str, subject: str, take: Take) -> None:
+    def __init__(self, token: str, subject: str, take: Take, limit: float, then: Then | None) -> None:
         self.token = token
         self.subject = subject
         self.take = take
         self.heard = False
         self.started = time.monotonic()
-        self.timer: asyncio.TimerHandle | None = None
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.deadline = self.started + limit
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.then = then
+        self.future: asyncio.Future[Any] | None = None
+        if then is None:
+            self.future = asyncio.get_running_loop().create_future()
 
-    def fail(self, error: RequestFailedError) -> None:
-        """End it, unless it has ended."""
-        if not self.future.done():
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or nobody waits for it any more."""
+        if self.future is not None:
+            return self.future.done()
+        return self.result is not None or self.error is not None
+
+    def end(self, result: Any, error: Exception | None = None) -> None:
+        """It has ended; must not be ``over``."""
+        self.result, self.error = result, error
+        if self.then is not None:
+            self.then(self)
+        elif self.future is not None and error is not None:
             self.future.set_exception(error)
+        elif self.future is not None:
+            self.future.set_result(result)
 
 
 class Inbox:
@@ -52,29 +77,34 @@ class Inbox:
         self._tokens = itertools.count(1)
         self._waiting: dict[str, Waiting] = {}
         self._denials: deque[tuple[float, str]] = deque(maxlen=32)
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when the timer looks
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def expect(self, subject: str, take: Take, limit: float) -> Waiting:
-        """A request is about to be sent; its answers go to ``prefix`` + ``token``. ``done`` must follow."""
-        waiting = Waiting(str(next(self._tokens)), subject, take)
+    def expect(self, subject: str, take: Take, limit: float, then: Then | None = None) -> Waiting:
+        """A request is about to be sent; its answers go to ``prefix`` + ``token``.
+
+        ``then`` is called at its end; without it there is a future, and ``done`` must follow.
+        """
+        waiting = Waiting(str(next(self._tokens)), subject, take, limit, then)
         self._waiting[waiting.token] = waiting
-        waiting.timer = asyncio.get_running_loop().call_later(max(0.0, limit), self._timed_out, waiting)
+        if waiting.deadline < self._due:
+            self._look_at(waiting.deadline)
         return waiting
 
     def done(self, waiting: Waiting) -> None:
         """Nobody waits for it any more."""
-        if waiting.timer is not None:
-            waiting.timer.cancel()
         self._waiting.pop(waiting.token, None)
-        if not waiting.future.cancel() and not waiting.future.cancelled():
-            waiting.future.exception()  # seen, so that an error that came with a cancellation is no warning
+        future = waiting.future
+        if future is not None and not future.cancel() and not future.cancelled():
+            future.exception()  # seen, so that an error that came with a cancellation is no warning
 
     def answered(self, subject: str, _reply: str, body: bytes, headers: bytes) -> None:
         """A message came to the inbox."""
         waiting = self._waiting.get(subject[len(self.prefix) :])
-        if waiting is None or waiting.future.done():
+        if waiting is None or waiting.over:
             return
         waiting.heard = True
         try:
@@ -82,22 +112,25 @@ class Inbox:
         except (msgspec.MsgspecError, RecursionError) as error:
             garbage.skipped("an answer", f"{waiting.subject}: {error}", body)  # the true one may still come
         except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
-            waiting.future.set_exception(error)
+            self._end(waiting, None, error)
         else:
             if result is not None:
-                waiting.future.set_result(result)
+                self._end(waiting, result)
 
     def lost(self, why: str) -> None:
         """No answer will come to anybody."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._due = None, math.inf
         for waiting in list(self._waiting.values()):
-            waiting.fail(RequestFailedError(why, sent=True))
+            self._end(waiting, None, RequestFailedError(why, sent=True))
 
     def denied(self, violation: str) -> bool:
         """The server refused something that this connection sent; whether somebody waits for an answer to it."""
         self._denials.append((time.monotonic(), violation))
         concerned = [waiting for waiting in self._waiting.values() if names(violation, waiting.subject)]
         for waiting in concerned:
-            waiting.fail(RequestFailedError(violation, sent=False, denied=True))
+            self._end(waiting, None, RequestFailedError(violation, sent=False, denied=True))
         return bool(concerned)
 
     def denial(self, started: float, subject: str | None = None) -> str | None:
@@ -107,10 +140,29 @@ class Inbox:
                 return violation
         return None
 
-    def _timed_out(self, waiting: Waiting) -> None:
-        violation = self.denial(waiting.started)
-        meanwhile = f"; meanwhile NATS reported: {violation}" if violation else ""
-        waiting.fail(RequestFailedError(f"no answer in time{meanwhile}", sent=True))
+    def _end(self, waiting: Waiting, result: Any, error: Exception | None = None) -> None:
+        if not waiting.over:
+            if waiting.then is not None:
+                self._waiting.pop(waiting.token, None)
+            waiting.end(result, error)
+
+    def _look_at(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._sweep)
+
+    def _sweep(self) -> None:
+        """End what is beyond its deadline."""
+        self._timer, self._due = None, math.inf
+        now = time.monotonic()
+        for waiting in [waiting for waiting in self._waiting.values() if waiting.deadline <= now]:
+            violation = self.denial(waiting.started)
+            meanwhile = f"; meanwhile NATS reported: {violation}" if violation else ""
+            self._end(waiting, None, RequestFailedError(f"no answer in time{meanwhile}", sent=True))
+        left = min((waiting.deadline for waiting in self._waiting.values() if not waiting.over), default=math.inf)
+        if left < self._due:
+            self._look_at(max(left, now + _SWEEPS))
 
 
 class WireInterest:

@@ -20,25 +20,18 @@ import msgspec
 from natsjobs.engine import garbage
 from natsjobs.engine.ports import Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
+from natsjobs.jetstream.acks import Ack, Posted, read_ack
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import NOBODY, header_of, marker_of, number_of, seconds_of, status_of
-from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, Wire
+from natsjobs.jetstream.inbox import Waiting
+from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
 _log = logging.getLogger(__name__)
 
 
-HEADER_ROOM = 1024
-"""What is left for headers below ``max_payload``."""
 _LOOK_EVERY = 1.0
 _LEADER_ONLY = 10.0
 """After replicas were silent, pages come from the leader for this long."""
-
-
-class _Ack(msgspec.Struct, frozen=True):
-    stream: str = ""
-    seq: int = 0
-    domain: str = ""
-    error: ServerError | None = None
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -84,7 +77,6 @@ class _Info(msgspec.Struct, frozen=True):
 
 T = TypeVar("T", _Found, _Info)
 
-_ack = msgspec.json.Decoder(_Ack)
 _found = msgspec.json.Decoder(_Found)
 _info = msgspec.json.Decoder(_Info)
 _encode = msgspec.json.Encoder().encode
@@ -135,11 +127,32 @@ class NatsStream:
             headers["Nats-Rollup"] = "sub"
         doing, started = f"appending to {subject}", time.monotonic()
         try:
-            ack: _Ack = await self._wire.request(
+            ack: Ack = await self._wire.request(
                 subject, body, self._take_ack, limit=self._request, headers=headers, wait=AWAY_WAIT
             )
         except RequestFailedError as error:
             raise self._failed(error, doing, started, subject, write=True) from None
+        return await self._stored(ack, doing, started)
+
+    def send(self, subject: str, body: bytes, *, expect: int, scope: str, done: Callable[[int], None]) -> Posted | None:
+        """Append without a task, or not at all, as the port says."""
+        posted = Posted(done, self._wire.went_well, self._judge)
+        head = (
+            f"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: {expect}\r\n"
+            f"Nats-Expected-Last-Subject-Sequence-Subject: {scope}\r\n\r\n"
+        )
+        sent = self._wire.post(subject, body, self._take_ack, posted.ended, limit=self._request, head=head.encode())
+        return posted if sent else None
+
+    async def _judge(self, waiting: Waiting) -> int:
+        doing = f"appending to {waiting.subject}"
+        if isinstance(waiting.error, RequestFailedError):
+            raise self._failed(waiting.error, doing, waiting.started, waiting.subject, write=True)
+        if waiting.error is not None:
+            raise waiting.error
+        return await self._stored(waiting.result, doing, waiting.started)
+
+    async def _stored(self, ack: Ack, doing: str, started: float) -> int:
         if not ack.stream and ack.error is None:
             await self._nobody(doing, started)
         if ack.error is not None:
@@ -292,24 +305,8 @@ class NatsStream:
             if again is not None:
                 again()
 
-    def _take_ack(self, body: bytes, headers: bytes) -> _Ack | None:
-        if headers and status_of(headers):
-            return _Ack()
-        ack = _ack.decode(body)  # what cannot be read is passed over: the true one may still come
-        if ack.error is not None and not ack.stream:
-            return ack
-        if ack.error is None and (ack.seq < 1 or not ack.stream):
-            garbage.skipped("an acknowledgement", self.name, body)
-            return None
-        if ack.stream == self.name and (self.domain is None or ack.domain == self.domain):
-            return ack
-        if ack.error is not None and ack.stream == self.name and not ack.domain:
-            return ack  # refusals do not name the domain
-        _log.warning(
-            "stream %s in domain %r also stores what is meant for %s in %r; two domains must not share a namespace",
-            ack.stream, ack.domain, self.name, self.domain,
-        )  # fmt: skip
-        return None
+    def _take_ack(self, body: bytes, headers: bytes) -> Ack | None:
+        return read_ack(body, headers, self.name, self.domain)
 
     # -- when it fails ------------------------------------------------------------------------------------------------
 

@@ -91,6 +91,7 @@ class Tap:
         self._below: dict[str, Any] = {}
         self._barriers: set[asyncio.Future[bool]] = set()
         self._tasks = Tasks()
+        self._flushing = False
 
     # -- what happens to the connection -----------------------------------------------------------------------------
 
@@ -233,8 +234,11 @@ class Tap:
         if not self.direct:
             await _uncancelled(self.nc.publish(subject, body, reply=reply, headers=dict(headers) if headers else None))
             return
-        if headers:
-            head = header_bytes(headers)
+        self.push(subject, body, reply, header_bytes(headers) if headers else b"")
+
+    def push(self, subject: str, body: bytes, reply: str, head: bytes) -> None:
+        """As ``send``, in direct mode only; ``head``: the headers as they go over the wire."""
+        if head:
             line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(body)}\r\n"
             command = _Command(b"".join((line.encode(), head, body, b"\r\n")))
         else:
@@ -247,7 +251,21 @@ class Tap:
         self._kick()
 
     def _kick(self) -> None:
-        queue = self._inner._flush_queue
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._write_out)
+
+    def _write_out(self) -> None:
+        """Write what this turn of the loop has made, at once where the socket takes it; else nats-py waits for it."""
+        self._flushing = False
+        inner = self._inner
+        socket = getattr(getattr(inner._transport, "_io_writer", None), "transport", None)
+        if inner.is_connected and socket is not None and not (socket.is_closing() or socket.get_write_buffer_size()):
+            if inner._pending:
+                socket.writelines(inner._pending)
+            inner._pending, inner._pending_data_size = [], 0
+            return
+        queue = inner._flush_queue
         if queue.empty():
             queue.put_nowait(asyncio.get_running_loop().create_future())
 

@@ -15,20 +15,28 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from natsjobs.errors import EventTooLargeError, InvalidArgumentError, UnavailableError
 from natsjobs.jetstream.connection import Connection
 from natsjobs.jetstream.faults import RequestFailedError, translated
-from natsjobs.jetstream.inbox import Take, WireInterest
+from natsjobs.jetstream.inbox import Take, Then, WireInterest
 from natsjobs.jetstream.tap import Handler, header_bytes
 
+HEADER_ROOM = 1024
+"""What is left for headers below ``max_payload``."""
 AWAY_WAIT = 1.0
 """How long a stream request waits for a lost connection before it fails."""
 ASK_AGAIN = 1.0
 """A read that nobody answers is asked again this often: a new leader never hears what was asked before it."""
 _LONGEST_SUBJECT = 3_900  # a control line over 4,096 bytes closes the connection for good
 _BAD_SUBJECT = re.compile(r"[\s\x00]|^$")
+
+
+@lru_cache(maxsize=8192)
+def _is_subject(subject: str) -> bool:
+    return len(subject) <= _LONGEST_SUBJECT and not _BAD_SUBJECT.search(subject)
 
 
 class Wire(Connection):
@@ -48,7 +56,7 @@ class Wire(Connection):
             size = len(body) + (len(header_bytes(headers)) if headers else 0)
             if size > limit:
                 raise EventTooLargeError(size, limit, field="message")
-        if len(subject) > _LONGEST_SUBJECT or _BAD_SUBJECT.search(subject):
+        if not _is_subject(subject):
             raise InvalidArgumentError("subject", f"{subject[:200]!r} is no NATS subject")
 
     async def publish(self, subject: str, body: bytes) -> None:
@@ -86,6 +94,7 @@ class Wire(Connection):
         deadline = time.monotonic() + limit
         tap = await self._ready(min(wait, limit))
         waiting = self._inbox.expect(subject, take, deadline - time.monotonic())
+        assert waiting.future is not None
         try:
             with translated(f"sending to {subject}"):
                 await tap.send(subject, body, reply=self._inbox.prefix + waiting.token, headers=headers)
@@ -96,6 +105,20 @@ class Wire(Connection):
             return await waiting.future
         finally:
             self._inbox.done(waiting)
+
+    def post(self, subject: str, body: bytes, take: Take, then: Then, *, limit: float, head: bytes) -> bool:
+        """As ``request`` for who needs not wait to send it: ``then`` is called when it has ended.
+
+        ``head``: raw headers. ``False``: it cannot be sent right now, or not at all; ``request`` waits, or says why.
+        """
+        tap = self._tap
+        if tap is None or not (tap.direct and self.ready) or tap.crowded or not _is_subject(subject):
+            return False
+        if len(body) + max(HEADER_ROOM, len(head)) > tap.nc.max_payload:
+            return False
+        waiting = self._inbox.expect(subject, take, limit, then)
+        tap.push(subject, body, self._inbox.prefix + waiting.token, head)
+        return True
 
     # -- interests ----------------------------------------------------------------------------------------------------
 

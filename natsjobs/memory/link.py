@@ -13,7 +13,15 @@ import itertools
 import time
 from collections.abc import Callable
 
-from natsjobs.engine.ports import BusHandler, Incoming, Message, NoReplyError, NoRespondersError, StreamState
+from natsjobs.engine.ports import (
+    BusHandler,
+    Incoming,
+    Message,
+    NoReplyError,
+    NoRespondersError,
+    StreamState,
+    WrongSequenceError,
+)
 from natsjobs.errors import EventTooLargeError, NotOpenError, UnavailableError
 from natsjobs.memory.server import MemoryServer
 from natsjobs.memory.stream import StreamStore
@@ -158,6 +166,18 @@ class MemoryLink:
                 waiting.set_result(None)
 
 
+class _MemorySent:
+    """An append that was sent: implements the port ``Sent``."""
+
+    seq = 0
+    error: Exception | None = None
+
+    async def outcome(self) -> int:
+        if self.error is not None:
+            raise self.error
+        return self.seq
+
+
 class MemoryStream:
     """A stream as one link sees it: implements the port ``Stream``."""
 
@@ -185,6 +205,32 @@ class MemoryStream:
         self._link.system.arm()
         await self._answer(sent=True)
         return seq
+
+    def send(
+        self, subject: str, body: bytes, *, expect: int, scope: str, done: Callable[[int], None]
+    ) -> _MemorySent | None:
+        """Append without a task, as the port says: stored at once, the answer travels."""
+        link = self._link
+        if link.connected_since is None or len(body) > link.max_payload - _HEADERS:
+            return None
+        epoch, sent = link.epoch, _MemorySent()
+        try:
+            store = self._store()
+            sent.seq = store.append(subject, body, expect=expect, scope=scope, ttl=None, rollup=False, marker=False)
+        except (WrongSequenceError, UnavailableError) as error:
+            sent.error = error
+        link.system.arm()
+
+        def answered() -> None:
+            if sent.error is None:
+                try:
+                    link.check(epoch, sent=True)
+                except UnavailableError as error:
+                    sent.error = error
+            done(sent.seq if sent.error is None else 0)
+
+        asyncio.get_running_loop().call_soon(answered)
+        return sent
 
     async def next(self, subject_filter: str, seq: int = 1) -> Message | None:
         """The first message at or after ``seq`` that matches."""

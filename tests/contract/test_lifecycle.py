@@ -229,7 +229,8 @@ async def test_closing_tells_everybody_who_waits_for_a_write(backend, replica_b)
     async def silent(*_args, **_options):
         await never.wait()
 
-    stream.append, append = silent, stream.append
+    real = stream.append, stream.send
+    stream.append, stream.send = silent, lambda *_args, **_options: never
     try:
         waiting = [asyncio.ensure_future(a.transport.emit_chunk("s1", n)) for n in range(6)]
         waiting.append(asyncio.ensure_future(a.transport.flush("s1")))
@@ -241,4 +242,4 @@ async def test_closing_tells_everybody_who_waits_for_a_write(backend, replica_b)
         assert len(told) >= 4
         assert {type(error) for error in told} == {NotOpenError}
     finally:
-        stream.append = append
+        stream.append, stream.send = real

@@ -17,6 +17,7 @@ from natsjobs.engine.ports import (
     Link,
     NoReplyError,
     NoRespondersError,
+    Sent,
     StreamMissingError,
     WrongSequenceError,
 )
@@ -199,6 +200,50 @@ async def test_an_append_that_expects_something_else_is_refused(ground: Ground, 
         await link.events.append(ground.log(), b"x", expect=wrong, scope=ground.scope())
     assert caught.value.last == 2
     assert (await link.events.state()).last_seq == 3
+
+
+async def sent(ground: Ground, link: Link, body: bytes, expect: int) -> tuple[int, Sent]:
+    """What ``done`` was told about an append that was sent, which was not while it was being sent."""
+    told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    way = link.events.send(ground.log(), body, expect=expect, scope=ground.scope(), done=told.set_result)
+    assert way is not None
+    assert not told.done()
+    async with asyncio.timeout(20):
+        return await told, way
+
+
+async def test_an_append_can_be_sent_without_a_task(ground: Ground, link: Link) -> None:
+    """One after the other; what was told is true."""
+    for n in range(3):
+        tasks = asyncio.all_tasks()
+        seq, way = await sent(ground, link, str(n).encode(), n)
+        assert seq == n + 1 == await way.outcome()
+        assert asyncio.all_tasks() <= tasks
+    assert [message.body for message in await link.events.page(ground.scope(), 1)] == [b"0", b"1", b"2"]
+
+
+async def test_an_append_that_was_sent_and_not_stored_says_why(ground: Ground, link: Link) -> None:
+    """``done`` hears 0, and whoever asks then hears what ``append`` would have raised."""
+    await link.events.append(ground.log(), b"1")
+    seq, way = await sent(ground, link, b"x", 0)
+    assert seq == 0
+    with pytest.raises(WrongSequenceError) as caught:
+        await way.outcome()
+    assert caught.value.last == 1
+    assert (await link.events.state()).last_seq == 1
+
+
+async def test_what_cannot_be_sent_at_once_is_not_sent(ground: Ground, link: Link) -> None:
+    """Because it is too large, or the link is closed; ``append`` says so."""
+    told: list[int] = []
+    large = b"x" * (link.max_payload - 1000)
+    assert link.events.send(ground.log(), large, expect=0, scope=ground.scope(), done=told.append) is None
+    assert await link.events.state()
+    await link.close()
+    assert link.events.send(ground.log(), b"1", expect=0, scope=ground.scope(), done=told.append) is None
+    await link.open()
+    assert (await link.events.state()).last_seq == 0
+    assert not told
 
 
 async def test_without_a_scope_the_subject_itself_is_meant(ground: Ground, link: Link) -> None:
@@ -636,8 +681,15 @@ async def test_a_broken_connection_comes_back_with_its_interests(ground: Ground,
     assert not removed
 
 
+async def outcome(ground: Ground, link: Link) -> int:
+    """Of an append that was sent."""
+    _, way = await sent(ground, link, b"2", 1)
+    return await way.outcome()
+
+
 CALLS: dict[str, Callable[[Ground, Link], Awaitable[object]]] = {
     "append": lambda ground, link: link.events.append(ground.log(), b"2", expect=1, scope=ground.scope()),
+    "send": outcome,
     "next": lambda ground, link: link.events.next(ground.log()),
     "last": lambda ground, link: link.events.last(ground.log()),
     "page": lambda ground, link: link.events.page(ground.log(), 1),

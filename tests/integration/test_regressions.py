@@ -82,8 +82,8 @@ async def test_an_emit_cut_off_in_the_moment_it_gets_room_is_not_queued(backend)
         await a.transport.emit_chunk(stream_id, "first")
         emitting = asyncio.ensure_future(a.transport.emit_chunk(stream_id, "second"))
         await asyncio.sleep(0)
-        line = a.transport.replica.runs.local(stream_id, None)._room
-        while line and not line[0][0].done():  # the moment is one step of the loop long
+        line = a.transport.replica.runs.local(stream_id, None)._backlog._line
+        while line and not line[0].free.done():  # the moment is one step of the loop long
             await asyncio.sleep(0)
         emitting.cancel()
         with contextlib.suppress(asyncio.CancelledError):

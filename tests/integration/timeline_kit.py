@@ -12,7 +12,7 @@ import base64
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ class HookedStream:
 
         return await (go() if self.around_append is None else self.around_append(subject, body, go))
 
+    def send(self, subject: str, body: bytes, *, done: Callable[[int], None], **options: Any) -> Any:
+        """Through the hook of ``append``, if there is one."""
+        if self.around_append is None:
+            return self._stream.send(subject, body, done=done, **options)
+        return _HookedSent(self.append(subject, body, **options), done)
+
     async def next(self, *args: Any) -> Message | None:
         """The hook may raise instead."""
         if self.before_next is not None:
@@ -69,6 +75,23 @@ class HookedStream:
         if self.after_last is not None:
             await self.after_last(subject_filter)
         return found
+
+
+class _HookedSent:
+    """An append that takes its way through a hook: to the engine it was sent at once."""
+
+    def __init__(self, append: Coroutine[Any, Any, int], done: Callable[[int], None]) -> None:
+        self._task = asyncio.ensure_future(append)
+        self._done = done
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[int]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        self._done(0 if failed else task.result())
+
+    async def outcome(self) -> int:
+        """As it was, or what it raised."""
+        return self._task.result()
 
 
 class HookedLink:

@@ -1,0 +1,134 @@
+"""The queue of one writer: what was emitted and is not stored yet, who waits for room, and who until it is stored.
+
+Owns the bounds of the queue and the numbers of its events (the first ever queued is 1). It sends nothing and decides
+nothing. Guarantees that who waits for room gets it in order, and that a cancelled one leaves no place behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections import deque
+
+from natsjobs.config import Limits
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
+
+
+class Place:
+    """Somebody who waits for room."""
+
+    __slots__ = ("free", "size")
+
+    def __init__(self, size: int) -> None:
+        """``free`` is done when there is room; whoever waited takes it himself."""
+        self.size = size
+        self.free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Backlog:
+    """Events of one generation, in order."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Empty."""
+        self._limits = limits
+        self.events: deque[bytes] = deque()
+        self.size = 0
+        """Bytes of the events."""
+        self.taken = 0
+        """Events ever queued."""
+        self.stored = 0
+        """Events ever stored."""
+        self._line: deque[Place] = deque()
+        self._flushers: list[tuple[int, asyncio.Future[int]]] = []
+
+    # -- room -----------------------------------------------------------------------------------------------------
+
+    def admits(self, size: int) -> bool:
+        """Whether an event of ``size`` bytes may be added now: there is room, and nobody is before it."""
+        limits, events = self._limits, len(self.events)
+        fits = not events or (events < limits.queue_events and self.size + size <= limits.queue_bytes)
+        return fits and not self._line
+
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._line)
+
+    def add(self, raw: bytes) -> int:
+        """One more event; its number."""
+        self.events.append(raw)
+        self.size += len(raw)
+        self.taken += 1
+        return self.taken
+
+    def line_up(self, size: int) -> Place:
+        """Wait for room; ``leave_line`` must follow."""
+        place = Place(size)
+        self._line.append(place)
+        return place
+
+    def leave_line(self, place: Place) -> None:
+        """It has taken its room, or will not."""
+        if place in self._line:
+            self._line.remove(place)
+        self._let_in()
+
+    def _has_room(self, size: int, ahead: int, ahead_bytes: int) -> bool:
+        """Whether an event fits behind those in the queue and ``ahead`` others."""
+        limits, events = self._limits, len(self.events) + ahead
+        if not events:
+            return True
+        return events < limits.queue_events and self.size + ahead_bytes + size <= limits.queue_bytes
+
+    def _let_in(self) -> None:
+        """Wake, in order, those who fit. Each takes its place itself, so that who is cancelled meanwhile has none."""
+        size = 0
+        for ahead, place in enumerate(self._line):
+            if not self._has_room(place.size, ahead, size):
+                return
+            size += place.size
+            if not place.free.done():
+                place.free.set_result(None)
+
+    # -- stored ---------------------------------------------------------------------------------------------------
+
+    def expect(self, number: int) -> asyncio.Future[int]:
+        """The index of the event of this number, once it is stored."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        bisect.insort(self._flushers, (number, future), key=lambda waiting: waiting[0])
+        return future
+
+    def leave(self, count: int, index: int) -> None:
+        """The first ``count`` events are stored, from ``index`` on."""
+        size = sum(len(self.events.popleft()) for _ in range(min(count, len(self.events))))
+        self.size -= size
+        hub.add(measures.EVENTS, count)
+        hub.add(measures.EVENT_BYTES, size)
+        before, self.stored = self.stored, self.stored + count
+        while self._flushers and self._flushers[0][0] <= self.stored:
+            target, flushed = self._flushers.pop(0)
+            if not flushed.done():
+                flushed.set_result(index + target - before - 1)
+        if self._line:
+            self._let_in()
+
+    # -- when it fails --------------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """What is queued will not be stored."""
+        self.events.clear()
+        self.size = 0
+
+    def fail(self, error: Exception) -> bool:
+        """Tell everybody who waits; whether anybody did."""
+        waiting: list[asyncio.Future[int] | asyncio.Future[None]] = [future for _, future in self._flushers]
+        waiting += [place.free for place in self._line]
+        self._flushers.clear()
+        self._line.clear()
+        heard = False
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+                heard = True
+        return heard

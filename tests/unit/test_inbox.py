@@ -1,0 +1,74 @@
+"""Requests that wait: each ends once, at its own deadline, with one timer for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from virtual_time import Virtual
+
+from natsjobs.jetstream.faults import RequestFailedError
+from natsjobs.jetstream.inbox import Inbox, Waiting
+
+
+def take(body: bytes, _headers: bytes) -> bytes | None:
+    """Every answer but an empty one."""
+    return body or None
+
+
+def test_every_request_ends_at_its_own_deadline() -> None:
+    """In whatever order they were made, and also those that are made while others end."""
+
+    async def scene() -> None:
+        inbox, began = Inbox(), time.monotonic()
+        ended: dict[float, float] = {}
+
+        def then(waiting: Waiting) -> None:
+            ended[round(waiting.deadline - began)] = time.monotonic() - began
+            assert isinstance(waiting.error, RequestFailedError)
+            if len(ended) == 2:
+                inbox.expect("s", take, began + 250 - time.monotonic(), then)
+
+        limits = [500, 100, 300, 200, 400]
+        for limit in limits:
+            inbox.expect("s", take, limit, then)
+        awaited = inbox.expect("s", take, 350)
+        assert awaited.future is not None
+        await asyncio.wait({awaited.future})
+        assert 350 <= time.monotonic() - began < 355
+        inbox.done(awaited)
+        await asyncio.sleep(200)
+        assert sorted(ended) == [100, 200, 250, 300, 400, 500]
+        assert all(0 <= at - limit < 5 for limit, at in ended.items())
+        assert not len(inbox)
+        assert inbox._timer is None
+
+    with Virtual() as clock:
+        clock.run(scene())
+
+
+async def test_a_request_that_nobody_awaits_ends_once() -> None:
+    """With its first answer that counts, or with the connection, and is forgotten then."""
+    inbox, ended = Inbox(), list[Waiting]()
+    inbox.prefix = "_INBOX.x."
+    answered = inbox.expect("s", take, 60, ended.append)
+    lost = inbox.expect("s", take, 60, ended.append)
+    inbox.answered(f"{inbox.prefix}{answered.token}", "", b"", b"")
+    assert not ended
+    for _ in range(2):
+        inbox.answered(f"{inbox.prefix}{answered.token}", "", b"1", b"")
+    assert ended == [answered]
+    assert answered.result == b"1"
+    assert len(inbox) == 1
+    awaited = inbox.expect("s", take, 60)
+    inbox.answered(f"{inbox.prefix}{awaited.token}", "", b"2", b"")
+    for _ in range(2):
+        inbox.lost("gone")
+    assert awaited.future is not None
+    assert await awaited.future == b"2"
+    inbox.done(awaited)
+    assert ended == [answered, lost]
+    assert isinstance(lost.error, RequestFailedError)
+    assert lost.error.sent
+    assert not len(inbox)
+    assert inbox._timer is None

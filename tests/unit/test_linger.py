@@ -1,0 +1,205 @@
+"""When events that are held back leave, on a clock that a test owns: every time here is exact."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from virtual_time import Virtual
+
+from natsjobs import Config
+from natsjobs.config import Timing
+from natsjobs.engine.linger import Linger, Moment
+from natsjobs.memory import MemoryEventTransport, MemoryJobStore
+
+LINGER = 100.0
+STEP = LINGER / 5
+EXACT = 2.0
+"""What the machine itself may need; the clock of the test adds only what is waited for."""
+
+
+@pytest.fixture
+def clock() -> Iterator[Virtual]:
+    """Waiting takes no time."""
+    with Virtual() as clock:
+        yield clock
+
+
+class Holder:
+    """Somebody who holds events."""
+
+    def __init__(self) -> None:
+        self.left: list[float] = []
+
+    def leave(self) -> None:
+        """Remember when."""
+        self.left.append(time.monotonic())
+
+
+class Log:
+    """A job in memory, and when each of its events was stored, in seconds since now."""
+
+    def __init__(self) -> None:
+        config = Config(timing=Timing(linger=LINGER, look=3000, sweep=3000))
+        self.store = MemoryJobStore(config)
+        self.transport = MemoryEventTransport(self.store)
+        self.began = 0.0
+        self.messages: list[tuple[float, str, int]] = []
+
+    async def start(self, *names: str) -> None:
+        """Create the jobs, and begin to count."""
+        await self.store.initialize()
+        for name in names:
+            await self.store.create_job(name, "u")
+        events = self.store.link.events
+        send = events.send
+
+        def seen(subject: str, body: bytes, **options: object) -> object:
+            count = body.count(b'"n"')
+            self.messages.append((time.monotonic() - self.began, subject.split(".")[-2], count))
+            return send(subject, body, **options)  # type: ignore[arg-type]
+
+        events.send = seen  # type: ignore[method-assign, assignment]
+        self.began = time.monotonic()
+
+    async def emit(self, name: str, at: float) -> None:
+        """One event at this time."""
+        await asyncio.sleep(self.began + at - time.monotonic())
+        await self.transport.emit_chunk(name, {"n": at})
+
+    async def close(self) -> None:
+        """Leave."""
+        await self.transport.destroy()
+        await self.store.destroy()
+
+
+def test_nobody_leaves_late_or_much_too_early(clock: Virtual) -> None:
+    """Wherever the clock stands: within the last fifth of the linger before the time that was asked for."""
+
+    async def scene() -> None:
+        linger, waits = Linger(LINGER), 0
+        for n in range(40):
+            holder, latest = Holder(), time.monotonic() + 30 + n * 3.7
+            moment = linger.join(holder, latest)
+            assert moment is not None
+            while not holder.left:
+                await asyncio.sleep(0.5)
+                waits += 1
+            assert latest - STEP - 0.5 <= holder.left[0] <= latest + EXACT
+        assert waits
+
+    clock.run(scene())
+
+
+def test_those_who_are_due_together_leave_together(clock: Virtual) -> None:
+    """One timer for a thousand, which leave in one turn of the loop; no timer is left."""
+
+    async def scene() -> None:
+        linger, holders = Linger(LINGER), [Holder() for _ in range(1000)]
+        latest = (int(time.monotonic() / STEP) + 3) * STEP
+        moments = {linger.join(holder, latest + STEP * n / 1001) for n, holder in enumerate(holders)}
+        assert len(moments) == 1
+        turns = 0
+        while not holders[0].left:
+            assert not any(holder.left for holder in holders)
+            await asyncio.sleep(1)
+            turns += 1
+        assert all(len(holder.left) == 1 for holder in holders)
+        assert turns
+        assert not linger._moments
+
+    clock.run(scene())
+
+
+def test_who_leaves_otherwise_leaves_no_timer(clock: Virtual) -> None:
+    """The last one takes the timer along; the others go as they were to."""
+
+    async def scene() -> None:
+        linger, first, second = Linger(LINGER), Holder(), Holder()
+        latest = (int(time.monotonic() / STEP) + 3.5) * STEP
+        moment = linger.join(first, latest)
+        assert isinstance(moment, Moment)
+        assert linger.join(second, latest) is moment
+        moment.discard(first)
+        assert not moment._timer.cancelled()
+        moment.discard(second)
+        assert moment._timer.cancelled()
+        assert not linger._moments
+        third = Holder()
+        assert linger.join(third, latest) is not moment
+        await asyncio.sleep(LINGER)
+        assert (first.left, second.left, len(third.left)) == ([], [], 1)
+
+    clock.run(scene())
+
+
+def test_what_is_due_already_is_not_held(clock: Virtual) -> None:
+    """There is no moment before now."""
+
+    async def scene() -> None:
+        linger = Linger(LINGER)
+        assert linger.join(Holder(), time.monotonic() - 1) is None
+        assert linger.join(Holder(), int(time.monotonic() / STEP) * STEP + 1e-6) is None
+
+    clock.run(scene())
+
+
+def test_the_first_event_of_a_pause_goes_at_once_and_what_follows_is_collected(clock: Virtual) -> None:
+    """Nothing is held for longer than the linger, and after a pause everything begins anew."""
+
+    async def scene() -> None:
+        log = Log()
+        await log.start("a")
+        for at in (0.0, 30.0, 50.0, 70.0, 400.0, 800.0, 810.0):
+            await log.emit("a", at)
+        await asyncio.sleep(2 * LINGER)
+        first, together, alone, again, last = log.messages
+        assert [count for _, _, count in log.messages] == [1, 3, 1, 1, 1]
+        assert [first[0], alone[0], again[0]] == pytest.approx([0, 400, 800], abs=EXACT)
+        assert 30 + LINGER - STEP - EXACT <= together[0] <= 30 + LINGER + EXACT
+        assert 810 + LINGER - STEP - EXACT <= last[0] <= 810 + LINGER + EXACT
+        await log.close()
+
+    clock.run(scene())
+
+
+def test_jobs_that_linger_leave_together(clock: Virtual) -> None:
+    """At a steady pace: many jobs, few moments, nothing held for too long, everything stored."""
+
+    async def scene() -> None:
+        log, names = Log(), [f"j{n}" for n in range(20)]
+        await log.start(*names)
+
+        async def produce(name: str, phase: float) -> None:
+            for n in range(10):
+                await log.emit(name, phase + n * 80)
+
+        await asyncio.gather(*(produce(name, n * 3.9) for n, name in enumerate(names)))
+        await asyncio.sleep(2 * LINGER)
+        assert sum(count for _, _, count in log.messages) == 200
+        held = [at for at, _, _ in log.messages if at > 100]
+        moments = {round(at / 5) for at in held}
+        assert len(held) >= 3 * len(moments)
+        await log.close()
+
+    clock.run(scene())
+
+
+def test_a_usual_append_needs_no_task(clock: Virtual) -> None:
+    """From the emit to the acknowledgement."""
+
+    async def scene() -> None:
+        log = Log()
+        await log.start("a")
+        await asyncio.sleep(10)
+        before = asyncio.all_tasks()
+        await log.emit("a", 20)
+        assert asyncio.all_tasks() == before
+        await log.transport.flush("a")
+        assert asyncio.all_tasks() == before
+        assert len(log.messages) == 1
+        await log.close()
+
+    clock.run(scene())
