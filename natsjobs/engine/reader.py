@@ -12,20 +12,21 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from copy import copy
-from functools import partial
+from itertools import islice
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
+from natsjobs.engine.pages import Page, page_of
 from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
-from natsjobs.engine.terminals import end_event, find_terminal
-from natsjobs.engine.turns import Turns
+from natsjobs.engine.terminals import end_event
+from natsjobs.engine.turns import Turns, oldest_after
 from natsjobs.errors import (
     ConnectionLostError,
     GenerationReplacedError,
@@ -35,11 +36,12 @@ from natsjobs.errors import (
     UnavailableError,
 )
 from natsjobs.models import Job, StreamEvent
-from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
+_BURST = 256
+"""So many events in a row, then others have their turn."""
 _PROOFS = 4
 _OUTAGE_PAUSE = 0.5
 _STALE_READ = (0.05, 0.2, 0.5)
@@ -57,11 +59,16 @@ class LogReader:
         self._generation = ""
         self._closed = self._ended = False
         self._cursor: str | None = None
+        self._last: StreamEvent | None = None
         self._given: str | None = None  # the generation that was read to its end, while the next has not been entered
         self._position = self._seq = 0
+        self._hand: Iterator[StreamEvent] = iter(())
+        self._burst = 0  # how many were put into the hand since others had their turn
         self._batch: Batch | None = None
         self._ahead: deque[Batch] = deque()
         self._replay: Replay | None = None
+        self._half = 0
+        self._pages: tuple[asyncio.Future[Page], ...] = ()  # held, so that others who want the same share them
         self._doubts, self._doubted = 0, 0.0
         self._fresh = False  # reading a generation from its start, and nothing was given yet
         self._span: object = None
@@ -100,7 +107,12 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
-        self._batch, self._replay, self._doubts, self._doubted = None, None, 0, 0.0
+        self._doubts, self._doubted = 0, 0.0
+        self._drop()
+
+    def _drop(self) -> None:
+        """Let go of what was read and not given."""
+        self._hand, self._batch, self._replay, self._pages = iter(()), None, None, ()
         self._ahead.clear()
 
     def _end_span(self) -> None:
@@ -185,7 +197,7 @@ class LogReader:
     @property
     def cursor(self) -> str | None:
         """The cursor of the event given last."""
-        return self._cursor
+        return self._cursor if self._last is None else self._last.cursor
 
     @property
     def stored(self) -> int:
@@ -195,13 +207,20 @@ class LogReader:
     def __aiter__(self) -> LogReader:
         return self
 
+    def take(self) -> StreamEvent | None:
+        """The next event if it is at hand. Whoever is given nothing awaits ``__anext__``, which lets others run."""
+        event = next(self._hand, None)
+        if event is not None:
+            self._last = event
+            self._position = event.index + 1
+        return event
+
     async def __anext__(self) -> StreamEvent:
-        batch = self._batch
-        if batch is not None and not self._closed and self._position < batch.index + len(batch.raws):
-            return self._give(batch)
         while True:
             if self._closed:
                 raise NotOpenError("this reader was closed; subscribe again, after its cursor")
+            if (event := self.take()) is not None:
+                return event
             if self._ended:
                 raise StopAsyncIteration
             try:
@@ -218,14 +237,13 @@ class LogReader:
     async def _step(self) -> StreamEvent | None:
         """One event, or ``None`` after something has changed."""
         tail = self._open_tail
-        batch = tail.take(self._position)
-        if batch is None and self._ahead:
-            batch = self._ahead.popleft()
-            if not batch.index <= self._position < batch.index + len(batch.raws):
+        if self._burst >= _BURST:
+            self._burst = 0
+            await asyncio.sleep(0)  # who always has something to read must not keep the others from running
+            if self._closed:
                 return None
-        if batch is not None:
-            self._replay = None if self._position >= tail.start else self._replay
-            return self._give(batch)
+        if self._fill_hand(tail):
+            return self.take()
         terminal = tail.terminal
         if terminal is not None and self._position >= terminal.index:
             return self._give_end(terminal)
@@ -236,64 +254,71 @@ class LogReader:
         elif tail.denied is not None:
             raise copy(tail.denied)
         else:
-            await tail.changed()
+            change = tail.change()
+            try:
+                await change
+            except asyncio.CancelledError:
+                tail.forget(change)
+                raise
+            self._burst = 0
+            if not self._closed and self._fill_hand(tail):
+                return self.take()
         return None
 
-    def _give(self, batch: Batch) -> StreamEvent:
-        offset = self._position - batch.index
-        self._fresh = False
-        self._position += 1
-        self._seq = batch.seq
-        self._batch = batch
-        self._cursor = cursor = f"{self._generation}-{self._position:010d}-{batch.seq}"
-        return StreamEvent(
-            type=batch.type,
-            index=self._position - 1,
-            cursor=cursor,
-            generation=self._generation,
-            raw=bytes(batch.raws[offset]),
-        )
+    def _fill_hand(self, tail: Tail) -> bool:
+        """Take from what was read already: the rest of a batch, the shared window, or pages of the log."""
+        position, batch = self._position, self._batch
+        if batch is None or not batch.index <= position < batch.next:
+            batch = tail.take(position)
+            if batch is not None:
+                self._drop()
+            elif (batch := self._from_pages(tail)) is None:
+                return False
+            self._batch, self._seq, self._fresh = batch, batch.seq, False
+        self._hand = islice(batch.events(self._generation, position), _BURST)
+        self._burst += min(_BURST, batch.next - position)
+        return True
+
+    def _from_pages(self, tail: Tail) -> Batch | None:
+        ahead, position = self._ahead, self._position
+        if not ahead:
+            return None
+        batch = ahead.popleft()
+        if not batch.index <= position < batch.next:
+            return None
+        replay = self._replay
+        if len(ahead) == self._half and replay is not None and replay.next < tail.next:
+            self._pages += (tail.pages.ask(replay),)  # the next page comes while this one is given out
+        return batch
 
     def _give_end(self, terminal: wire.Terminal) -> StreamEvent:
         self._given = self._generation
         self._ended = not self._follow
         self._position = terminal.index + 1
-        event = end_event(self._generation, terminal)
-        self._cursor = event.cursor
+        self._last = event = end_event(self._generation, terminal)
         return event
 
     # -- reading the log ----------------------------------------------------------------------------------------
 
     async def _read_page(self) -> None:
         """Bring the batches that follow the position, from the log, into ``_ahead``."""
-        events, scope = self._context.link.events, self._context.subjects.scope(self._stream_id, self._generation)
         replay = self._replay
         if replay is None or replay.next != self._position:
-            replay = self._replay = Replay(self._position, max(self._seq - 1, 0))
-        try:
-            page = await patiently(lambda: events.page(scope, replay.seq + 1), limit=self._context.patience)
-            hub.add(measures.PAGES)
-            if not page:  # a replica that lags, or an end: the leader decides
-                first = await patiently(lambda: events.next(scope, replay.seq + 1), limit=self._context.patience)
-                page = [first] if first is not None else []
-        except StreamMissingError:
-            page = []
-        if not page:
+            replay = Replay(self._position, max(self._seq - 1, 0))
+        asked = self._open_tail.pages.ask(replay)
+        self._pages = (asked,)
+        page = await page_of(asked)
+        self._replay = page.replay
+        self._ahead.extend(page.batches)
+        self._half = len(page.batches) // 2
+        if page.batches:
+            self._doubts, self._doubted = 0, 0.0
+        if page.verdict is Verdict.GONE:
+            raise HistoryLostError(self._stream_id, "its log was removed")
+        if page.empty:
             await self._doubt("the log ends before the events that come next")
-            return
-        for message in page:
-            entry = wire.decode(message.body)
-            verdict = replay.feed(message.seq, entry, end=message.subject.endswith(".end"))
-            if isinstance(verdict, Batch):
-                self._ahead.append(verdict)
-                self._doubts, self._doubted = 0, 0.0
-            elif verdict is Verdict.GONE:
-                raise HistoryLostError(self._stream_id, "its log was removed")
-            elif verdict in {Verdict.GAP, Verdict.CLEARED}:
-                if self._ahead:
-                    return  # hand out what is there first
-                await self._doubt("the events that come next are not in the log any more")
-                return
+        elif page.verdict is not None and not page.batches:  # hand out what is there first
+            await self._doubt("the events that come next are not in the log any more")
 
     async def _doubt(self, detail: str) -> None:
         """The log does not have what comes next: once the hint was wrong, then a read was old, then it is lost."""
@@ -338,7 +363,7 @@ class LogReader:
         record = await self._turns.wait(after=self._given)
         if record is None:
             return
-        generation = await self._oldest_after(self._given, record.generation)
+        generation = await oldest_after(self._context, self._stream_id, self._given, record.generation)
         try:
             tail = await self._tails.enter(self._stream_id, generation)
         except HistoryLostError:
@@ -350,24 +375,6 @@ class LogReader:
         if previous is not None:
             await self._tails.leave(previous)
 
-    async def _oldest_after(self, given: str | None, newest: str) -> str:
-        """The generation that follows ``given``: several may have begun meanwhile, and their ids sort."""
-        if given is None:
-            return newest
-        subjects = self._context.subjects
-        found = await patiently(
-            lambda: self._context.link.events.subjects(subjects.all_generations(self._stream_id)),
-            limit=self._context.patience,
-        )
-        # Without an end it was never a turn: its create died, or lost a race, before the record named it (A6).
-        names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
-        for name in sorted(name for name in names if given < name < newest):
-            end = subjects.end(self._stream_id, name)
-            last = await patiently(partial(self._context.link.events.last, end), limit=self._context.patience)
-            if last is not None and await find_terminal(self._context.link, end, last) is not None:
-                return name  # what somebody else put there would keep a follower waiting for ever
-        return newest
-
     def lacks(self, ended: Collection[str]) -> bool:
         """Whether one of these generations is being read, and its end was not given yet."""
         return self._generation in ended and self._given != self._generation and not self._closed
@@ -377,6 +384,7 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
+        self._drop()
         self._context.readers -= 1
         self._end_span()
         try:
