@@ -9,6 +9,7 @@ log (no message, a gap) is asked again. What a page means is decided by the read
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from copy import copy
 from weakref import WeakValueDictionary
 
@@ -120,3 +121,49 @@ async def page_of(asked: asyncio.Future[Page]) -> Page:
         return asked.result() if asked.done() else await asyncio.shield(asked)
     except NatsJobsError as error:
         raise copy(error) from None  # each who waits raises one of its own
+
+
+class Ahead:
+    """What one reader has read of the log and not given yet: the rest of a page, and the next one under way."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._batches: deque[Batch] = deque()
+        self._replay: Replay | None = None
+        self._half = 0
+        self._held: tuple[asyncio.Future[Page], ...] = ()  # others who want the same get these
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    async def read(self, position: int, seq: int) -> Page:
+        """The page that begins with event ``position``. ``seq``: where to look, unless the page before says it.
+
+        Raises as ``page_of`` does, and leaves everything as it was.
+        """
+        replay = self._replay
+        if replay is None or replay.next != position:
+            replay = Replay(position, seq)
+        asked = self._pages.ask(replay)
+        self._held = (asked,)
+        page = await page_of(asked)
+        self._replay, self._half = page.replay, len(page.batches) // 2
+        self._batches.extend(page.batches)
+        return page
+
+    def take(self, position: int, known: int) -> Batch | None:
+        """The batch that holds event ``position``; ``None``: read on. ``known``: events that the generation has."""
+        if not self._batches:
+            return None
+        batch = self._batches.popleft()
+        if not batch.index <= position < batch.next:
+            return None
+        if len(self._batches) == self._half and self._replay is not None and self._replay.next < known:
+            self._held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
+        return batch
+
+    def drop(self) -> None:
+        """Let go of everything: the reader goes on elsewhere."""
+        if self._held:
+            self._batches.clear()
+            self._replay, self._held = None, ()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Collection, Iterator
 from copy import copy
 from itertools import islice
@@ -19,10 +18,10 @@ from itertools import islice
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
-from natsjobs.engine.pages import Page, page_of
+from natsjobs.engine.pages import Ahead
 from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError
-from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.engine.replay import Batch, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
 from natsjobs.engine.terminals import end_event
@@ -65,10 +64,9 @@ class LogReader:
         self._hand: Iterator[StreamEvent] = iter(())
         self._burst = 0  # how many were put into the hand since others had their turn
         self._batch: Batch | None = None
-        self._ahead: deque[Batch] = deque()
-        self._replay: Replay | None = None
-        self._half = 0
-        self._pages: tuple[asyncio.Future[Page], ...] = ()  # held, so that others who want the same share them
+        self._until = 0  # the index after it
+        self._ahead: Ahead | None = None
+        self._change: asyncio.Future[None] | None = None  # what is waited for
         self._doubts, self._doubted = 0, 0.0
         self._fresh = False  # reading a generation from its start, and nothing was given yet
         self._span: object = None
@@ -107,13 +105,8 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
+        self._hand, self._batch, self._ahead = iter(()), None, Ahead(tail.pages)
         self._doubts, self._doubted = 0, 0.0
-        self._drop()
-
-    def _drop(self) -> None:
-        """Let go of what was read and not given."""
-        self._hand, self._batch, self._replay, self._pages = iter(()), None, None, ()
-        self._ahead.clear()
 
     def _end_span(self) -> None:
         span, self._span = self._span, None
@@ -208,87 +201,87 @@ class LogReader:
         return self
 
     def take(self) -> StreamEvent | None:
-        """The next event if it is at hand. Whoever is given nothing awaits ``__anext__``, which lets others run."""
+        """The next event if it is here already; whoever is given none awaits ``more``."""
         event = next(self._hand, None)
-        if event is not None:
-            self._last = event
-            self._position = event.index + 1
+        if event is None:
+            if (batch := self._find_batch()) is None:
+                return None
+            position, until = self._position, self._until
+            self._burst += min(_BURST, until - position)
+            if until - position == 1:
+                event = batch.event(self._generation, position)
+            else:
+                self._hand = islice(batch.events(self._generation, position), _BURST)
+                event = next(self._hand)
+        self._last = event
+        self._position = event.index + 1
         return event
 
     async def __anext__(self) -> StreamEvent:
+        return self.take() or await self.more()
+
+    async def more(self) -> StreamEvent:
+        """The next event, when ``take`` gives none. Lets others run."""
         while True:
             if self._closed:
                 raise NotOpenError("this reader was closed; subscribe again, after its cursor")
-            if (event := self.take()) is not None:
-                return event
             if self._ended:
                 raise StopAsyncIteration
-            try:
-                if self._record is None or self._given is not None:
-                    await self._next_turn()
-                elif (event := await self._step()) is not None:
-                    return event
-            except FINAL:
-                raise
-            except UnavailableError as error:
-                _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # an outage ends no reader
-                await asyncio.sleep(_OUTAGE_PAUSE)
+            tail = self._tail
+            if tail is not None and self._given is None and tail.silent_at(self._position):
+                self._change = change = tail.change()
+                try:
+                    await change
+                except asyncio.CancelledError:
+                    tail.forget(change)
+                    raise
+                self._burst = 0
+            else:
+                try:
+                    if (end := await self._step()) is not None:
+                        return end
+                except FINAL:
+                    raise
+                except UnavailableError as error:
+                    _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # no outage ends a reader
+                    await asyncio.sleep(_OUTAGE_PAUSE)
+            if (event := self.take()) is not None:
+                return event
 
     async def _step(self) -> StreamEvent | None:
-        """One event, or ``None`` after something has changed."""
-        tail = self._open_tail
+        """Whatever has to be done; the end, if it is the turn of that."""
+        if self._record is None or self._given is not None:
+            await self._next_turn()
+            return None
         if self._burst >= _BURST:
             self._burst = 0
             await asyncio.sleep(0)  # who always has something to read must not keep the others from running
-            if self._closed:
-                return None
-        if self._fill_hand(tail):
-            return self.take()
-        terminal = tail.terminal
-        if terminal is not None and self._position >= terminal.index:
-            return self._give_end(terminal)
+            return None
+        tail = self._open_tail
+        if tail.terminal is not None and self._position >= tail.terminal.index:
+            return self._give_end(tail.terminal)
         if tail.lost is not None:
             await self._raise_lost()
         if self._position < tail.next:
             await self._read_page()
         elif tail.denied is not None:
             raise copy(tail.denied)
-        else:
-            change = tail.change()
-            try:
-                await change
-            except asyncio.CancelledError:
-                tail.forget(change)
-                raise
-            self._burst = 0
-            if not self._closed and self._fill_hand(tail):
-                return self.take()
         return None
 
-    def _fill_hand(self, tail: Tail) -> bool:
-        """Take from what was read already: the rest of a batch, the shared window, or pages of the log."""
-        position, batch = self._position, self._batch
-        if batch is None or not batch.index <= position < batch.next:
+    def _find_batch(self) -> Batch | None:
+        """What was read already: the rest of a batch, the shared window, or pages of the log."""
+        tail, position, batch = self._tail, self._position, self._batch
+        if tail is None or self._burst >= _BURST:
+            return None
+        if batch is None or position >= self._until:
             batch = tail.take(position)
-            if batch is not None:
-                self._drop()
-            elif (batch := self._from_pages(tail)) is None:
-                return False
-            self._batch, self._seq, self._fresh = batch, batch.seq, False
-        self._hand = islice(batch.events(self._generation, position), _BURST)
-        self._burst += min(_BURST, batch.next - position)
-        return True
-
-    def _from_pages(self, tail: Tail) -> Batch | None:
-        ahead, position = self._ahead, self._position
-        if not ahead:
-            return None
-        batch = ahead.popleft()
-        if not batch.index <= position < batch.next:
-            return None
-        replay = self._replay
-        if len(ahead) == self._half and replay is not None and replay.next < tail.next:
-            self._pages += (tail.pages.ask(replay),)  # the next page comes while this one is given out
+            if batch is None:
+                if self._ahead is None or (batch := self._ahead.take(position, tail.next)) is None:
+                    return None
+            elif self._ahead is not None:
+                self._ahead.drop()
+            self._batch, self._until = batch, batch.next
+            self._seq, self._fresh = batch.seq, False
         return batch
 
     def _give_end(self, terminal: wire.Terminal) -> StreamEvent:
@@ -302,15 +295,8 @@ class LogReader:
 
     async def _read_page(self) -> None:
         """Bring the batches that follow the position, from the log, into ``_ahead``."""
-        replay = self._replay
-        if replay is None or replay.next != self._position:
-            replay = Replay(self._position, max(self._seq - 1, 0))
-        asked = self._open_tail.pages.ask(replay)
-        self._pages = (asked,)
-        page = await page_of(asked)
-        self._replay = page.replay
-        self._ahead.extend(page.batches)
-        self._half = len(page.batches) // 2
+        assert self._ahead is not None
+        page = await self._ahead.read(self._position, max(self._seq - 1, 0))
         if page.batches:
             self._doubts, self._doubted = 0, 0.0
         if page.verdict is Verdict.GONE:
@@ -322,7 +308,7 @@ class LogReader:
 
     async def _doubt(self, detail: str) -> None:
         """The log does not have what comes next: once the hint was wrong, then a read was old, then it is lost."""
-        self._replay, self._seq = None, 0
+        self._ahead, self._seq = Ahead(self._open_tail.pages), 0
         if self._fresh and await self._start_behind_clearing():
             return
         if self._doubts + 1 >= _PROOFS:
@@ -384,7 +370,9 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
-        self._drop()
+        self._hand, self._batch = iter(()), None
+        if self._ahead is not None:
+            self._ahead.drop()
         self._context.readers -= 1
         self._end_span()
         try:
@@ -393,5 +381,7 @@ class LogReader:
         finally:
             tail, self._tail = self._tail, None
             if tail is not None:
-                tail.wake()
+                if self._change is not None and not self._change.done():  # the others have no reason to wake
+                    tail.forget(self._change)
+                    self._change.set_result(None)
                 await self._tails.leave(tail)

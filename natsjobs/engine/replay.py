@@ -32,11 +32,21 @@ class Batch(msgspec.Struct, frozen=True):
         """Index after the last of them."""
         return self.index + len(self.raws)
 
-    def events(self, generation: str, index: int) -> Iterator[StreamEvent]:
-        """The events from ``index`` on, for one reader: nobody else gets the same objects.
+    def event(self, generation: str, index: int) -> StreamEvent:
+        """One of them, for one reader: nobody else gets the same object."""
+        return StreamEvent(
+            type=self.type,
+            index=index,
+            cursor=f"{generation}-{index + 1:010d}-{self.seq}",
+            generation=generation,
+            raw=self.raws[index - self.index],
+        )
 
-        This runs once per event and reader. The cursor is that of ``wire.Cursor``, put together from what changes
-        with every event and what does not: formatting ten digits costs as much as all the rest.
+    def events(self, generation: str, index: int) -> Iterator[StreamEvent]:
+        """The events from ``index`` on, each as ``event`` gives it.
+
+        This runs once per event and reader, so the cursor is put together from what changes with every event and what
+        does not: formatting ten digits costs as much as all the rest.
         """
         kind, hint = self.type, f"-{self.seq}"
         thousands, head = -1, ""

@@ -94,6 +94,10 @@ class Tail:
         """The batch of the window that holds ``index``; ``None``: not (yet, or any more) here."""
         return self._window.find(index)
 
+    def silent_at(self, index: int) -> bool:
+        """Whether who waits for event ``index`` has nothing to do but to wait for a ``change``."""
+        return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
+
     def change(self) -> asyncio.Future[None]:
         """What is done as soon as there is something new: events, the end, or that history is lost.
 

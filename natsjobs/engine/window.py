@@ -23,7 +23,7 @@ class Window:
         """``limit``: events."""
         self._limit = limit
         self._batches: deque[Batch] = deque()
-        self._events = self._bytes = 0
+        self._events = self._bytes = self._next = 0
 
     @property
     def start(self) -> int | None:
@@ -33,15 +33,20 @@ class Window:
     def find(self, index: int) -> Batch | None:
         """The batch that holds ``index``; ``None``: not (yet, or any more) here."""
         batches = self._batches
-        if not batches or not batches[0].index <= index < batches[-1].next:
+        if not batches or index >= self._next:
             return None
         newest = batches[-1]  # what readers at the live edge want
-        return newest if newest.index <= index else batches[bisect_right(batches, index, key=_index_of) - 1]
+        if newest.index <= index:
+            return newest
+        if index < batches[0].index:
+            return None
+        return batches[bisect_right(batches, index, key=_index_of) - 1]
 
     def add(self, batch: Batch) -> None:
         """Keep a batch that follows the newest, as long as there is room."""
         batches = self._batches
         batches.append(batch)
+        self._next = batch.next
         self._events += len(batch.raws)
         self._bytes += sum(map(len, batch.raws))
         while len(batches) > 1 and (self._events > self._limit or self._bytes > _BYTES):
