@@ -153,14 +153,13 @@ class Ahead:
 
     def take(self, position: int, known: int) -> Batch | None:
         """The batch that holds event ``position``; ``None``: read on. ``known``: events that the generation has."""
-        if not self._batches:
-            return None
-        batch = self._batches.popleft()
-        if not batch.index <= position < batch.next:
-            return None
-        if len(self._batches) == self._half and self._replay is not None and self._replay.next < known:
-            self._held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
-        return batch
+        while self._batches:
+            batch = self._batches.popleft()
+            if len(self._batches) == self._half and self._replay is not None and self._replay.next < known:
+                self._held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
+            if batch.index <= position < batch.next:
+                return batch
+        return None
 
     def drop(self) -> None:
         """Let go of everything: the reader goes on elsewhere."""

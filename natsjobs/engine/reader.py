@@ -228,7 +228,10 @@ class LogReader:
             if self._ended:
                 raise StopAsyncIteration
             tail = self._tail
-            if tail is not None and self._given is None and tail.silent_at(self._position):
+            if self._burst >= _BURST:
+                self._burst = 0
+                await asyncio.sleep(0)  # who always has something to read must not keep the others from running
+            elif tail is not None and self._given is None and tail.silent_at(self._position):
                 self._change = change = tail.change()
                 try:
                     await change
@@ -252,10 +255,6 @@ class LogReader:
         """Whatever has to be done; the end, if it is the turn of that."""
         if self._record is None or self._given is not None:
             await self._next_turn()
-            return None
-        if self._burst >= _BURST:
-            self._burst = 0
-            await asyncio.sleep(0)  # who always has something to read must not keep the others from running
             return None
         tail = self._open_tail
         if tail.terminal is not None and self._position >= tail.terminal.index:

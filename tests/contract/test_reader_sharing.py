@@ -165,3 +165,23 @@ async def test_a_reader_that_leaves_wakes_no_other(replica, replica_b):
         for task in waiting[1:]:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_what_a_page_brings_is_given_also_when_nothing_of_it_was_heard(replica, replica_b, monkeypatch):
+    """A page can be ahead of what this replica knows: more than one turn's worth of it is given without a look."""
+    generation = await write(replica, [], end=False)
+    for number in range(70):  # a message each: more than a page
+        await replica.transport.emit_chunk("s1", number, generation=generation)
+        await replica.transport.flush("s1", generation=generation)
+    async with replica_b.manager.subscribe("s1") as events:
+        await replica_b.lose_live_messages()
+        never = asyncio.Event()
+
+        async def look(*_):
+            await never.wait()
+
+        monkeypatch.setattr(replica_b.transport.replica.context.link.events, "next", look)
+        for number in range(70, 900):
+            await replica.transport.emit_chunk("s1", number, generation=generation)
+        await replica.transport.flush("s1", generation=generation)
+        assert values(await take(events, 900)) == list(range(900))
