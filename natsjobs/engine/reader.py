@@ -223,10 +223,7 @@ class LogReader:
     async def more(self) -> StreamEvent:
         """The next event, when ``take`` gives none. Lets others run."""
         while True:
-            if self._closed:
-                raise NotOpenError("this reader was closed; subscribe again, after its cursor")
-            if self._ended:
-                raise StopAsyncIteration
+            self._check_open()
             tail = self._tail
             if self._burst >= _BURST:
                 self._burst = 0
@@ -250,6 +247,12 @@ class LogReader:
                     await asyncio.sleep(_OUTAGE_PAUSE)
             if (event := self.take()) is not None:
                 return event
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotOpenError("this reader was closed; subscribe again, after its cursor")
+        if self._ended:
+            raise StopAsyncIteration
 
     async def _step(self) -> StreamEvent | None:
         """Whatever has to be done; the end, if it is the turn of that."""
