@@ -9,7 +9,6 @@ kept as they are and never count as terminal (design-corrections C5).
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import cached_property
 from typing import Any, TypeAlias, TypedDict
 
 import msgspec
@@ -226,6 +225,22 @@ class ResumeState(_Record, frozen=True, kw_only=True):
     collected_usage: list[UsageMetadata] = msgspec.field(default_factory=list[UsageMetadata])
 
 
+_decode = msgspec.json.Decoder().decode
+
+
+class _Data:
+    """``StreamEvent.data``: decoded when it is first asked for, and kept with the event.
+
+    ``functools.cached_property`` takes a lock before Python 3.12, which costs more than the decoding.
+    """
+
+    def __get__(self, event: Any, _: type[StreamEvent]) -> Any:
+        if event is None:
+            return self
+        data = event.__dict__["data"] = _decode(event.raw)
+        return data
+
+
 class StreamEvent(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One event, or the terminal record, of a generation.
 
@@ -245,10 +260,8 @@ class StreamEvent(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Whether this ends the generation."""
         return self.type in _TERMINAL_EVENTS
 
-    @cached_property
-    def data(self) -> Any:
-        """Event: the value; done: the final event; error: the text; aborted: the final event given to ``abort``."""
-        return msgspec.json.decode(self.raw)
+    data = _Data()
+    """Event: the value; done: the final event; error: the text; aborted: the final event given to ``abort``."""
 
 
 _TERMINAL_EVENTS = frozenset({"done", "error", "aborted"})

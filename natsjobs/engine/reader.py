@@ -11,21 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from copy import copy
-from functools import partial
+from itertools import islice
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
+from natsjobs.engine.pages import Ahead
 from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError
-from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.engine.replay import Batch, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
-from natsjobs.engine.terminals import end_event, find_terminal
-from natsjobs.engine.turns import Turns
+from natsjobs.engine.terminals import end_event
+from natsjobs.engine.turns import Turns, oldest_after
 from natsjobs.errors import (
     ConnectionLostError,
     GenerationReplacedError,
@@ -35,11 +35,12 @@ from natsjobs.errors import (
     UnavailableError,
 )
 from natsjobs.models import Job, StreamEvent
-from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
+_BURST = 256
+"""So many events in a row, then others have their turn."""
 _PROOFS = 4
 _OUTAGE_PAUSE = 0.5
 _STALE_READ = (0.05, 0.2, 0.5)
@@ -57,11 +58,15 @@ class LogReader:
         self._generation = ""
         self._closed = self._ended = False
         self._cursor: str | None = None
+        self._last: StreamEvent | None = None
         self._given: str | None = None  # the generation that was read to its end, while the next has not been entered
         self._position = self._seq = 0
+        self._hand: Iterator[StreamEvent] = iter(())
+        self._burst = 0  # how many were put into the hand since others had their turn
         self._batch: Batch | None = None
-        self._ahead: deque[Batch] = deque()
-        self._replay: Replay | None = None
+        self._until = 0  # the index after it
+        self._ahead: Ahead | None = None
+        self._change: asyncio.Future[None] | None = None  # what is waited for
         self._doubts, self._doubted = 0, 0.0
         self._fresh = False  # reading a generation from its start, and nothing was given yet
         self._span: object = None
@@ -100,8 +105,8 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
-        self._batch, self._replay, self._doubts, self._doubted = None, None, 0, 0.0
-        self._ahead.clear()
+        self._hand, self._batch, self._ahead = iter(()), None, Ahead(tail.pages)
+        self._doubts, self._doubted = 0, 0.0
 
     def _end_span(self) -> None:
         span, self._span = self._span, None
@@ -185,7 +190,7 @@ class LogReader:
     @property
     def cursor(self) -> str | None:
         """The cursor of the event given last."""
-        return self._cursor
+        return self._cursor if self._last is None else self._last.cursor
 
     @property
     def stored(self) -> int:
@@ -195,109 +200,117 @@ class LogReader:
     def __aiter__(self) -> LogReader:
         return self
 
+    def take(self) -> StreamEvent | None:
+        """The next event if it is here already; whoever is given none awaits ``more``."""
+        event = next(self._hand, None)
+        if event is None:
+            if (batch := self._find_batch()) is None:
+                return None
+            position, until = self._position, self._until
+            self._burst += min(_BURST, until - position)
+            if until - position == 1:
+                event = batch.event(self._generation, position)
+            else:
+                self._hand = islice(batch.events(self._generation, position), _BURST)
+                event = next(self._hand)
+        self._last = event
+        self._position = event.index + 1
+        return event
+
     async def __anext__(self) -> StreamEvent:
-        batch = self._batch
-        if batch is not None and not self._closed and self._position < batch.index + len(batch.raws):
-            return self._give(batch)
+        return self.take() or await self.more()
+
+    async def more(self) -> StreamEvent:
+        """The next event, when ``take`` gives none. Lets others run."""
         while True:
-            if self._closed:
-                raise NotOpenError("this reader was closed; subscribe again, after its cursor")
-            if self._ended:
-                raise StopAsyncIteration
-            try:
-                if self._record is None or self._given is not None:
-                    await self._next_turn()
-                elif (event := await self._step()) is not None:
-                    return event
-            except FINAL:
-                raise
-            except UnavailableError as error:
-                _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # an outage ends no reader
-                await asyncio.sleep(_OUTAGE_PAUSE)
+            self._check_open()
+            tail = self._tail
+            if self._burst >= _BURST:
+                self._burst = 0
+                await asyncio.sleep(0)  # who always has something to read must not keep the others from running
+            elif tail is not None and self._given is None and tail.silent_at(self._position):
+                self._change = change = tail.change()
+                try:
+                    await change
+                except asyncio.CancelledError:
+                    tail.forget(change)
+                    raise
+                self._burst = 0
+            else:
+                try:
+                    if (end := await self._step()) is not None:
+                        return end
+                except FINAL:
+                    raise
+                except UnavailableError as error:
+                    _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # no outage ends a reader
+                    await asyncio.sleep(_OUTAGE_PAUSE)
+            if (event := self.take()) is not None:
+                return event
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotOpenError("this reader was closed; subscribe again, after its cursor")
+        if self._ended:
+            raise StopAsyncIteration
 
     async def _step(self) -> StreamEvent | None:
-        """One event, or ``None`` after something has changed."""
+        """Whatever has to be done; the end, if it is the turn of that."""
+        if self._record is None or self._given is not None:
+            await self._next_turn()
+            return None
         tail = self._open_tail
-        batch = tail.take(self._position)
-        if batch is None and self._ahead:
-            batch = self._ahead.popleft()
-            if not batch.index <= self._position < batch.index + len(batch.raws):
-                return None
-        if batch is not None:
-            self._replay = None if self._position >= tail.start else self._replay
-            return self._give(batch)
-        terminal = tail.terminal
-        if terminal is not None and self._position >= terminal.index:
-            return self._give_end(terminal)
+        if tail.terminal is not None and self._position >= tail.terminal.index:
+            return self._give_end(tail.terminal)
         if tail.lost is not None:
             await self._raise_lost()
         if self._position < tail.next:
             await self._read_page()
         elif tail.denied is not None:
             raise copy(tail.denied)
-        else:
-            await tail.changed()
         return None
 
-    def _give(self, batch: Batch) -> StreamEvent:
-        offset = self._position - batch.index
-        self._fresh = False
-        self._position += 1
-        self._seq = batch.seq
-        self._batch = batch
-        self._cursor = cursor = f"{self._generation}-{self._position:010d}-{batch.seq}"
-        return StreamEvent(
-            type=batch.type,
-            index=self._position - 1,
-            cursor=cursor,
-            generation=self._generation,
-            raw=bytes(batch.raws[offset]),
-        )
+    def _find_batch(self) -> Batch | None:
+        """What was read already: the rest of a batch, the shared window, or pages of the log."""
+        tail, position, batch = self._tail, self._position, self._batch
+        if tail is None or self._burst >= _BURST:
+            return None
+        if batch is None or position >= self._until:
+            batch = tail.take(position)
+            if batch is None:
+                if self._ahead is None or (batch := self._ahead.take(position, tail.next)) is None:
+                    return None
+            elif self._ahead is not None:
+                self._ahead.drop()
+            self._batch, self._until = batch, batch.next
+            self._seq, self._fresh = batch.seq, False
+        return batch
 
     def _give_end(self, terminal: wire.Terminal) -> StreamEvent:
         self._given = self._generation
         self._ended = not self._follow
         self._position = terminal.index + 1
-        event = end_event(self._generation, terminal)
-        self._cursor = event.cursor
+        self._last = event = end_event(self._generation, terminal)
         return event
 
     # -- reading the log ----------------------------------------------------------------------------------------
 
     async def _read_page(self) -> None:
         """Bring the batches that follow the position, from the log, into ``_ahead``."""
-        events, scope = self._context.link.events, self._context.subjects.scope(self._stream_id, self._generation)
-        replay = self._replay
-        if replay is None or replay.next != self._position:
-            replay = self._replay = Replay(self._position, max(self._seq - 1, 0))
-        try:
-            page = await patiently(lambda: events.page(scope, replay.seq + 1), limit=self._context.patience)
-            hub.add(measures.PAGES)
-            if not page:  # a replica that lags, or an end: the leader decides
-                first = await patiently(lambda: events.next(scope, replay.seq + 1), limit=self._context.patience)
-                page = [first] if first is not None else []
-        except StreamMissingError:
-            page = []
-        if not page:
+        assert self._ahead is not None
+        page = await self._ahead.read(self._position, max(self._seq - 1, 0))
+        if page.batches:
+            self._doubts, self._doubted = 0, 0.0
+        if page.verdict is Verdict.GONE:
+            raise HistoryLostError(self._stream_id, "its log was removed")
+        if page.empty:
             await self._doubt("the log ends before the events that come next")
-            return
-        for message in page:
-            entry = wire.decode(message.body)
-            verdict = replay.feed(message.seq, entry, end=message.subject.endswith(".end"))
-            if isinstance(verdict, Batch):
-                self._ahead.append(verdict)
-                self._doubts, self._doubted = 0, 0.0
-            elif verdict is Verdict.GONE:
-                raise HistoryLostError(self._stream_id, "its log was removed")
-            elif verdict in {Verdict.GAP, Verdict.CLEARED}:
-                if self._ahead:
-                    return  # hand out what is there first
-                await self._doubt("the events that come next are not in the log any more")
-                return
+        elif page.verdict is not None and not page.batches:  # hand out what is there first
+            await self._doubt("the events that come next are not in the log any more")
 
     async def _doubt(self, detail: str) -> None:
         """The log does not have what comes next: once the hint was wrong, then a read was old, then it is lost."""
-        self._replay, self._seq = None, 0
+        self._ahead, self._seq = Ahead(self._open_tail.pages), 0
         if self._fresh and await self._start_behind_clearing():
             return
         if self._doubts + 1 >= _PROOFS:
@@ -338,7 +351,7 @@ class LogReader:
         record = await self._turns.wait(after=self._given)
         if record is None:
             return
-        generation = await self._oldest_after(self._given, record.generation)
+        generation = await oldest_after(self._context, self._stream_id, self._given, record.generation)
         try:
             tail = await self._tails.enter(self._stream_id, generation)
         except HistoryLostError:
@@ -350,24 +363,6 @@ class LogReader:
         if previous is not None:
             await self._tails.leave(previous)
 
-    async def _oldest_after(self, given: str | None, newest: str) -> str:
-        """The generation that follows ``given``: several may have begun meanwhile, and their ids sort."""
-        if given is None:
-            return newest
-        subjects = self._context.subjects
-        found = await patiently(
-            lambda: self._context.link.events.subjects(subjects.all_generations(self._stream_id)),
-            limit=self._context.patience,
-        )
-        # Without an end it was never a turn: its create died, or lost a race, before the record named it (A6).
-        names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
-        for name in sorted(name for name in names if given < name < newest):
-            end = subjects.end(self._stream_id, name)
-            last = await patiently(partial(self._context.link.events.last, end), limit=self._context.patience)
-            if last is not None and await find_terminal(self._context.link, end, last) is not None:
-                return name  # what somebody else put there would keep a follower waiting for ever
-        return newest
-
     def lacks(self, ended: Collection[str]) -> bool:
         """Whether one of these generations is being read, and its end was not given yet."""
         return self._generation in ended and self._given != self._generation and not self._closed
@@ -377,6 +372,9 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
+        self._hand, self._batch = iter(()), None
+        if self._ahead is not None:
+            self._ahead.drop()
         self._context.readers -= 1
         self._end_span()
         try:
@@ -385,5 +383,7 @@ class LogReader:
         finally:
             tail, self._tail = self._tail, None
             if tail is not None:
-                tail.wake()
+                if self._change is not None and not self._change.done():  # the others have no reason to wake
+                    tail.forget(self._change)
+                    self._change.set_result(None)
                 await self._tails.leave(tail)

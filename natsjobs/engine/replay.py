@@ -8,20 +8,59 @@ caller repairs by reading again.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
 from natsjobs.engine import garbage, wire
-from natsjobs.models import EventType
+from natsjobs.models import EventType, StreamEvent
+
+_THREE_DIGITS = [f"{number:03d}" for number in range(1000)]
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Consecutive events; ``seq`` is where a reader that has these may look for the next."""
+    """Consecutive events; ``seq`` is where a reader that has these may look for the next. Shared by readers."""
 
     index: int
-    raws: list[msgspec.Raw]
+    raws: list[bytes]
     seq: int
     type: EventType = EventType.EVENT
+
+    @property
+    def next(self) -> int:
+        """Index after the last of them."""
+        return self.index + len(self.raws)
+
+    def event(self, generation: str, index: int) -> StreamEvent:
+        """One of them, for one reader: nobody else gets the same object."""
+        return StreamEvent(
+            type=self.type,
+            index=index,
+            cursor=f"{generation}-{index + 1:010d}-{self.seq}",
+            generation=generation,
+            raw=self.raws[index - self.index],
+        )
+
+    def events(self, generation: str, index: int) -> Iterator[StreamEvent]:
+        """The events from ``index`` on, each as ``event`` gives it.
+
+        This runs once per event and reader, so the cursor is put together from what changes with every event and what
+        does not: formatting ten digits costs as much as all the rest.
+        """
+        kind, hint = self.type, f"-{self.seq}"
+        thousands, head = -1, ""
+        for position, raw in enumerate(islice(self.raws, index - self.index, None), index + 1):
+            if position // 1000 != thousands:
+                thousands = position // 1000
+                head = f"{generation}-{thousands:07d}"
+            yield StreamEvent(
+                type=kind,
+                index=position - 1,
+                cursor=f"{head}{_THREE_DIGITS[position % 1000]}{hint}",
+                generation=generation,
+                raw=raw,
+            )
 
 
 class Verdict(enum.Enum):
@@ -41,8 +80,13 @@ class Replay:
         """Start before event ``position``, with everything up to ``seq`` looked at."""
         self.next = position
         self.seq = seq
-        self._parts: list[str] = []
+        self._parts: tuple[str, ...] = ()
         self._part: tuple[int, str, int] | None = None  # index, writer, pieces
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Equal for two readings of a generation that go on in the same way."""
+        return (self.next, self.seq, self._part, len(self._parts))
 
     def feed(self, seq: int, entry: wire.Entry | None, *, end: bool) -> Batch | Verdict:
         """Take one message of the log. ``end``: it came on the subject of terminal records."""
@@ -67,7 +111,7 @@ class Replay:
     def _feed_events(self, seq: int, entry: wire.Entry) -> Batch | Verdict:
         if entry.index > self.next:
             return Verdict.GAP
-        raws = entry.events[self.next - entry.index :]
+        raws = list(map(bytes, entry.events[self.next - entry.index :]))
         if not raws:
             return Verdict.NOTHING
         batch = Batch(self.next, raws, seq)
@@ -83,19 +127,19 @@ class Replay:
         number, count = entry.part
         run = (entry.index, entry.writer, count)
         if number == 0:
-            self._part, self._parts = run, []
+            self._part, self._parts = run, ()
         elif self._part != run or len(self._parts) != number:
             return Verdict.GAP
-        self._parts.append(msgspec.json.decode(entry.data, type=str))
+        self._parts += (msgspec.json.decode(entry.data, type=str),)
         if number < count - 1:
             return Verdict.NOTHING
         joined, kind = "".join(self._parts).encode(), EventType.EVENT
-        self._part, self._parts = None, []
+        self._part, self._parts = None, ()
         if not wire.is_json(joined):
             # Every writer counts its index, so it is handed on like a kind that nobody knows (C5).
             garbage.skipped("an event in pieces", f"index {entry.index}", joined)
             joined, kind = b"null", EventType("unreadable")
-        batch = Batch(self.next, [msgspec.Raw(joined)], seq, kind)
+        batch = Batch(self.next, [joined], seq, kind)
         self.next += 1
         return batch
 
@@ -109,6 +153,6 @@ class Replay:
         if entry.type in {"cleared", "final"} or entry.type in wire.TERMINAL or entry.index < self.next:
             return Verdict.NOTHING
         # A kind of record that a newer version writes: handed on under its own type, its index counts (C5).
-        batch = Batch(self.next, [entry.data], seq, EventType(entry.type))
+        batch = Batch(self.next, [bytes(entry.data)], seq, EventType(entry.type))
         self.next += 1
         return batch

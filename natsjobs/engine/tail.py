@@ -1,6 +1,6 @@
 """The live tail of one generation on this replica: one subscription and one decode, shared by all local readers.
 
-Owns the newest events in a bounded window, the repair of everything the live path loses, and the knowledge that the
+Owns what is in the window of newest events, the repair of everything the live path loses, and the knowledge that the
 generation has ended. Readers pull from the window by index; one that has fallen behind it reads the log by itself,
 so a slow reader costs nobody anything, and no reader costs the server a consumer.
 
@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from copy import copy
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
+from natsjobs.engine.pages import Pages
 from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, read_terminal
+from natsjobs.engine.window import Window
 from natsjobs.errors import (
     ConnectionLostError,
     HistoryLostError,
@@ -38,7 +39,6 @@ from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
-_WINDOW_BYTES = 8_388_608
 _HELD = 1024  # live messages kept while a look is under way; more is a gap, which the next look repairs
 _PROOFS = 3  # a history is declared lost only when this many reads at the leader agree (B3: one may be old)
 
@@ -53,18 +53,19 @@ class Tail:
         self.lost: NatsJobsError | None = None
         self.denied: PermissionDeniedError | None = None
         self.users = 0
+        self.pages = Pages(context, context.subjects.scope(stream_id, generation))
         self._context = context
         self._subjects = context.subjects
         self._scope = self._subjects.scope(stream_id, generation)
         self._events = context.link.events
-        self._window: deque[Batch] = deque()
-        self._window_events = self._window_bytes = 0
+        self._window = Window(context.config.limits.reader_events)
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = False
         self._looks = Looks(context.config.timing.look)
         self._repairing = False  # the look under way is not the schedule's
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._interests: list[Interest] = []
         self._waiters: set[asyncio.Future[None]] = set()
         self._forget_reconnect: Callable[[], None] | None = None
@@ -76,7 +77,8 @@ class Tail:
     @property
     def start(self) -> int:
         """Index of the oldest event in the window."""
-        return self._window[0].index if self._window else self._replay.next
+        start = self._window.start
+        return self._replay.next if start is None else start
 
     @property
     def next(self) -> int:
@@ -89,28 +91,30 @@ class Tail:
         return self._replay.seq
 
     def take(self, index: int) -> Batch | None:
-        """The batch of the window that holds ``index``, from there on; ``None``: not (yet, or any more) here."""
-        if not self.start <= index < self.next:
-            return None
-        # Readers at the live edge want the newest batch, so look from the right.
-        for batch in reversed(self._window):
-            if batch.index <= index:
-                skip = index - batch.index
-                return Batch(index, batch.raws[skip:], batch.seq, batch.type) if skip else batch
-        return None
+        """The batch of the window that holds ``index``; ``None``: not (yet, or any more) here."""
+        return self._window.find(index)
 
-    async def changed(self) -> None:
-        """Wait until there is something new: events, the end, or that history is lost."""
+    def silent_at(self, index: int) -> bool:
+        """Whether who waits for event ``index`` has nothing to do but to wait for a ``change``."""
+        return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
+
+    def change(self) -> asyncio.Future[None]:
+        """What is done as soon as there is something new: events, the end, or that history is lost.
+
+        Whoever stops waiting for it must ``forget`` it.
+        """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(future)
-        try:
-            await future
-        finally:
-            self._waiters.discard(future)
+        return future
+
+    def forget(self, change: asyncio.Future[None]) -> None:
+        """Nobody waits for it any more."""
+        self._waiters.discard(change)
 
     def wake(self) -> None:
         """Let all who wait look again."""
-        for future in self._waiters:
+        waiters, self._waiters = self._waiters, set()
+        for future in waiters:
             if not future.done():
                 future.set_result(None)
 
@@ -184,10 +188,10 @@ class Tail:
         if self._closed:
             return
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._unschedule()
         if self._forget_reconnect is not None:
             self._forget_reconnect()
+        self.pages.close()
         self.wake()
         await self._drop_interests()
 
@@ -219,7 +223,7 @@ class Tail:
         before, seq = self._replay.next, self._replay.seq
         verdict = self._replay.feed(message.seq, entry, end=False)
         if isinstance(verdict, Batch):
-            self._keep(verdict)
+            self._window.add(verdict)
             if self._replay.next > before:
                 self._looks.news()
                 self._schedule()
@@ -236,24 +240,31 @@ class Tail:
         self._doubtful = True  # perhaps to a server that has lost, or restored, its store
         self.look_now()
 
-    def _keep(self, batch: Batch) -> None:
-        self._window.append(batch)
-        self._window_events += len(batch.raws)
-        self._window_bytes += sum(len(memoryview(raw)) for raw in batch.raws)
-        limit = self._context.config.limits.reader_events
-        while len(self._window) > 1 and (self._window_events > limit or self._window_bytes > _WINDOW_BYTES):
-            old = self._window.popleft()
-            self._window_events -= len(old.raws)
-            self._window_bytes -= sum(len(memoryview(raw)) for raw in old.raws)
-
     # -- looking at the log -------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
+        """Look when nothing has come for a while. Every message puts it off, so its timer is not set anew each time."""
+        if self._closed or self.terminal or self.lost:
+            self._unschedule()
+            return
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + self._looks.next()
+        if self._timer is None or self._timer.when() > self._due:
+            self._unschedule()
+            self._timer = loop.call_at(self._due, self._look_if_due)
+
+    def _unschedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not (self._closed or self.terminal or self.lost):
-            self._timer = asyncio.get_running_loop().call_later(self._looks.next(), self._look_again)
+
+    def _look_if_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        if loop.time() < self._due:
+            self._timer = loop.call_at(self._due, self._look_if_due)
+        else:
+            self._look_again()
 
     def look_now(self) -> None:
         """Something may have been missed: start a look, or one more after the one that is under way."""
@@ -328,7 +339,7 @@ class Tail:
         end = message.subject.endswith(".end")
         verdict = self._replay.feed(message.seq, entry, end=end)
         if isinstance(verdict, Batch):
-            self._keep(verdict)
+            self._window.add(verdict)
             self._repairing = True
             self.wake()
         elif verdict is Verdict.TERMINAL:
@@ -345,11 +356,10 @@ class Tail:
     def _skip_to(self, entry: wire.Entry, seq: int) -> None:
         """Events between are not in the log any more: readers that need them find out by reading it themselves."""
         self._window.clear()
-        self._window_events = self._window_bytes = 0
         self._replay = Replay(entry.index, seq - 1)
         verdict = self._replay.feed(seq, entry, end=False)
         if isinstance(verdict, Batch):
-            self._keep(verdict)
+            self._window.add(verdict)
         self.wake()
 
     async def _prove(self) -> None:
@@ -366,9 +376,7 @@ class Tail:
 
     def _end(self, terminal: wire.Terminal) -> None:
         self.terminal = terminal
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._unschedule()
         self.wake()
         self._context.on_terminal(self.stream_id, self.generation, terminal)
 

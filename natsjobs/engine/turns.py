@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import JobRecord, read_record
-from natsjobs.engine.patience import FINAL, Looks
+from natsjobs.engine.patience import FINAL, Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest
+from natsjobs.engine.terminals import find_terminal
 from natsjobs.errors import UnavailableError
 
 
@@ -74,3 +76,23 @@ class Turns:
                             await self._news.wait()
                         looks.news()
         return None
+
+
+async def oldest_after(context: Context, stream_id: str, given: str | None, newest: str) -> str:
+    """The generation that follows ``given``: several may have begun meanwhile, and their ids sort.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
+    if given is None:
+        return newest
+    subjects, events = context.subjects, context.link.events
+    found = await patiently(lambda: events.subjects(subjects.all_generations(stream_id)), limit=context.patience)
+    # Without an end it was never a turn: its create died, or lost a race, before the record named it (A6).
+    names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
+    for name in sorted(name for name in names if given < name < newest):
+        end = subjects.end(stream_id, name)
+        last = await patiently(partial(events.last, end), limit=context.patience)
+        if last is not None and await find_terminal(context.link, end, last) is not None:
+            return name  # what somebody else put there would keep a follower waiting for ever
+    return newest

@@ -18,10 +18,11 @@ def status_of(headers: bytes) -> int:
 
 def header_of(headers: bytes, name: bytes) -> bytes | None:
     """The value of a header; ``name`` as the server spells it. Its own come last: one before them is the sender's."""
-    start = headers.rfind(b"\r\n" + name + b": ")
+    before = b"\r\n%b: " % name
+    start = headers.rfind(before)
     if start < 0:
         return None
-    start += len(name) + 4
+    start += len(before)
     stop = headers.find(b"\r\n", start)
     return headers[start : stop if stop >= 0 else None]
 
@@ -34,6 +35,8 @@ def number_of(headers: bytes, name: bytes) -> int | None:
 
 def marker_of(headers: bytes) -> str | None:
     """What removal a message marks, if any: ``"PURGE"``, ``"DEL"`` or ``"MaxAge"``."""
+    if b"KV-Operation" not in headers and b"Nats-Marker-Reason" not in headers:
+        return None  # nearly always
     if (operation := header_of(headers, b"KV-Operation")) is not None:
         return operation.decode("utf-8", "replace")
     if (reason := header_of(headers, b"Nats-Marker-Reason")) is not None:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from natsjobs.errors import NotOpenError
 from natsjobs.interfaces import EventReader
@@ -19,6 +19,23 @@ from natsjobs.models import Job, StreamEvent
 _T = TypeVar("_T")
 
 _LEFT = "this reader was left or its JobManager closed; subscribe again with after=cursor to go on"
+
+
+@runtime_checkable
+class _Ready(Protocol):
+    """A reader that says what it has at hand: its events need no waiting, so nothing that could be interrupted."""
+
+    def take(self) -> StreamEvent | None:
+        """The next event; ``None``: await ``more``."""
+        ...
+
+    async def more(self) -> StreamEvent:
+        """The next event, when ``take`` gave none. Raises as ``EventReader.__anext__`` does."""
+        ...
+
+
+def _nothing() -> StreamEvent | None:
+    return None
 
 
 class ReaderBlock:
@@ -34,6 +51,8 @@ class ReaderBlock:
         self._readers = readers
         self._require_open = require_open
         self._reader: EventReader | None = None
+        self._take: Callable[[], StreamEvent | None] = _nothing
+        self._more: Callable[[], Awaitable[StreamEvent]] | None = None
         self._closed = False
         self._released = False
         self._waiting: asyncio.Task[Any] | None = None
@@ -51,6 +70,8 @@ class ReaderBlock:
         except BaseException:
             self._readers.discard(self)
             raise
+        if isinstance(self._reader, _Ready) and not self._closed:
+            self._take, self._more = self._reader.take, self._reader.more
         return self
 
     async def __aexit__(
@@ -62,28 +83,50 @@ class ReaderBlock:
         return self
 
     async def __anext__(self) -> StreamEvent:
+        if self._waiting is None and (event := self._take()) is not None:
+            return event
         if self._closed or self._reader is None:
             raise NotOpenError(_LEFT)
-        return await self._unless_closed(self._reader.__anext__)
-
-    async def _unless_closed(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        task = asyncio.current_task()
-        if task is None or self._waiting is not None:
-            raise RuntimeError("a reader is used by one task at a time; subscribe once per task")
-        # This runs once per event: what an interrupt needs is only noted here.
-        self._waiting, self._before = task, task.cancelling()
+        self._begin()
         try:
-            return await call()
+            return await (self._more or self._reader.__anext__)()
         except asyncio.CancelledError:
-            if self._interrupt is not None and not self._interrupt.by_others:
-                raise NotOpenError(_LEFT) from None
+            self._translate()
             raise
         finally:
             self._waiting = None
             if self._interrupt is not None:
-                self._idle.set()
-                if (cut := await self._interrupt.release()) is not None:
-                    raise cut
+                await self._end(self._interrupt)
+
+    async def _unless_closed(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """As ``__anext__``, which is spelled out because it runs once per event: every level is resumed by itself."""
+        self._begin()
+        try:
+            return await call()
+        except asyncio.CancelledError:
+            self._translate()
+            raise
+        finally:
+            self._waiting = None
+            if self._interrupt is not None:
+                await self._end(self._interrupt)
+
+    def _begin(self) -> None:
+        """This task waits from here on: what an interrupt needs is noted."""
+        task = asyncio.current_task()
+        if task is None or self._waiting is not None:
+            raise RuntimeError("a reader is used by one task at a time; subscribe once per task")
+        self._waiting, self._before = task, task.cancelling()
+
+    def _translate(self) -> None:
+        """A cancellation that nobody but ``close`` asked for is told as what it is."""
+        if self._interrupt is not None and not self._interrupt.by_others:
+            raise NotOpenError(_LEFT) from None
+
+    async def _end(self, interrupt: Interrupt) -> None:
+        self._idle.set()
+        if (cut := await interrupt.release()) is not None:
+            raise cut
 
     @property
     def job(self) -> Job:
@@ -115,7 +158,7 @@ class ReaderBlock:
 
     async def close(self) -> None:
         """The manager is left: whoever waits for the next event gets ``NotOpenError``."""
-        self._closed = True
+        self._closed, self._take = True, _nothing
         if self._waiting is not None:
             self._interrupt = Interrupt("the JobManager was closed")
             self._interrupt.arm(self._waiting, before=self._before)
@@ -124,7 +167,7 @@ class ReaderBlock:
         await self._exit()
 
     async def _exit(self) -> None:
-        self._closed = True
+        self._closed, self._take = True, _nothing
         self._readers.discard(self)
         if self._reader is not None and not self._released:
             self._released = True

@@ -1,0 +1,168 @@
+"""Pages of one generation's log: read and decoded once for all readers on this replica that want the same one.
+
+Owns the requests under way. It keeps no page: one lives as long as somebody reads in it, and whoever comes meanwhile
+to the same place of the log gets the same one. Guarantees that a reader that is cancelled takes nothing from the
+others, that an error is told to everybody who waits and remembered for nobody, and that what says nothing about the
+log (no message, a gap) is asked again. What a page means is decided by the reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from copy import copy
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from natsjobs.engine import wire
+from natsjobs.engine.context import Context
+from natsjobs.engine.patience import patiently
+from natsjobs.engine.ports import Message, StreamMissingError
+from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.errors import NatsJobsError, NotOpenError
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
+
+_CLOSED = "this reader was closed; subscribe again, after its cursor"
+
+
+class Page(msgspec.Struct, frozen=True, weakref=True):
+    """What one request brought. Shared: nobody may change it, or feed its ``replay``."""
+
+    batches: list[Batch]
+    replay: Replay
+    """The state after it: where the next page begins."""
+    verdict: Verdict | None
+    """Why it ends before the messages did: a gap, events that were cleared, or a log that is gone."""
+    empty: bool
+    """The log has nothing there, as the leader says."""
+
+
+class Pages:
+    """All that is being read of one generation."""
+
+    def __init__(self, context: Context, scope: str) -> None:
+        """``scope``: the filter of the generation's subjects."""
+        self._context, self._scope = context, scope
+        self._pages: WeakValueDictionary[tuple[object, ...], asyncio.Future[Page]] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, replay: Replay) -> asyncio.Future[Page]:
+        """The page that goes on after ``replay``, which stays as it is; for ``page_of``, and to be held meanwhile.
+
+        Raises:
+            NotOpenError: The replica is closed.
+        """
+        key = replay.state
+        page = self._pages.get(key)
+        if page is None:
+            page = asyncio.get_running_loop().create_future()
+            try:
+                task = self._context.tasks.spawn(self._fetch(key, copy(replay), page), f"natsjobs page {self._scope}")
+            except RuntimeError:
+                raise NotOpenError(_CLOSED) from None
+            self._pages[key] = page
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return page
+
+    def close(self) -> None:
+        """Stop reading; who waits is told."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _fetch(self, key: tuple[object, ...], replay: Replay, page: asyncio.Future[Page]) -> None:
+        fails: Exception = NotOpenError(_CLOSED)
+        try:
+            read = self._decoded(await self._messages(replay.seq + 1), replay)
+            if not read.batches or read.verdict is not None:
+                self._pages.pop(key, None)
+            page.set_result(read)
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            fails = error
+        finally:
+            if not page.done():
+                self._pages.pop(key, None)
+                page.set_exception(fails)
+                page.exception()  # seen, also when nobody waits any more
+
+    async def _messages(self, seq: int) -> list[Message]:
+        events, limit = self._context.link.events, self._context.patience
+        try:
+            page = await patiently(lambda: events.page(self._scope, seq), limit=limit)
+            hub.add(measures.PAGES)
+            if not page:  # a replica that lags, or an end: the leader decides
+                first = await patiently(lambda: events.next(self._scope, seq), limit=limit)
+                page = [first] if first is not None else []
+        except StreamMissingError:
+            return []
+        return page
+
+    def _decoded(self, messages: list[Message], replay: Replay) -> Page:
+        batches: list[Batch] = []
+        for message in messages:
+            verdict = replay.feed(message.seq, wire.decode(message.body), end=message.subject.endswith(".end"))
+            if isinstance(verdict, Batch):
+                batches.append(verdict)
+            elif verdict in {Verdict.GAP, Verdict.CLEARED, Verdict.GONE}:
+                return Page(batches, replay, verdict, empty=False)
+        return Page(batches, replay, None, empty=not messages)
+
+
+async def page_of(asked: asyncio.Future[Page]) -> Page:
+    """What ``Pages.ask`` gave, when it is there.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+        NotOpenError: Closed meanwhile.
+    """
+    try:
+        return asked.result() if asked.done() else await asyncio.shield(asked)
+    except NatsJobsError as error:
+        raise copy(error) from None  # each who waits raises one of its own
+
+
+class Ahead:
+    """What one reader has read of the log and not given yet: the rest of a page, and the next one under way."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._batches: deque[Batch] = deque()
+        self._replay: Replay | None = None
+        self._half = 0
+        self._held: tuple[asyncio.Future[Page], ...] = ()  # others who want the same get these
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    async def read(self, position: int, seq: int) -> Page:
+        """The page that begins with event ``position``. ``seq``: where to look, unless the page before says it.
+
+        Raises as ``page_of`` does, and leaves everything as it was.
+        """
+        replay = self._replay
+        if replay is None or replay.next != position:
+            replay = Replay(position, seq)
+        asked = self._pages.ask(replay)
+        self._held = (asked,)
+        page = await page_of(asked)
+        self._replay, self._half = page.replay, len(page.batches) // 2
+        self._batches.extend(page.batches)
+        return page
+
+    def take(self, position: int, known: int) -> Batch | None:
+        """The batch that holds event ``position``; ``None``: read on. ``known``: events that the generation has."""
+        while self._batches:
+            batch = self._batches.popleft()
+            if len(self._batches) == self._half and self._replay is not None and self._replay.next < known:
+                self._held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
+            if batch.index <= position < batch.next:
+                return batch
+        return None
+
+    def drop(self) -> None:
+        """Let go of everything: the reader goes on elsewhere."""
+        if self._held:
+            self._batches.clear()
+            self._replay, self._held = None, ()

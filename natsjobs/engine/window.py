@@ -1,0 +1,60 @@
+"""The newest events of one generation, bounded, by index: what its readers on this replica share.
+
+Pure. Owns which batches are kept; the oldest go first, and the newest stays however large it is. Guarantees that what
+it holds is dense.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from operator import attrgetter
+
+from natsjobs.engine.replay import Batch
+
+_BYTES = 8_388_608
+_index_of = attrgetter("index")
+
+
+class Window:
+    """Batches that follow each other."""
+
+    def __init__(self, limit: int) -> None:
+        """``limit``: events."""
+        self._limit = limit
+        self._batches: deque[Batch] = deque()
+        self._events = self._bytes = self._next = 0
+
+    @property
+    def start(self) -> int | None:
+        """Index of the oldest event; ``None``: empty."""
+        return self._batches[0].index if self._batches else None
+
+    def find(self, index: int) -> Batch | None:
+        """The batch that holds ``index``; ``None``: not (yet, or any more) here."""
+        batches = self._batches
+        if not batches or index >= self._next:
+            return None
+        newest = batches[-1]  # what readers at the live edge want
+        if newest.index <= index:
+            return newest
+        if index < batches[0].index:
+            return None
+        return batches[bisect_right(batches, index, key=_index_of) - 1]
+
+    def add(self, batch: Batch) -> None:
+        """Keep a batch that follows the newest, as long as there is room."""
+        batches = self._batches
+        batches.append(batch)
+        self._next = batch.next
+        self._events += len(batch.raws)
+        self._bytes += sum(map(len, batch.raws))
+        while len(batches) > 1 and (self._events > self._limit or self._bytes > _BYTES):
+            old = batches.popleft()
+            self._events -= len(old.raws)
+            self._bytes -= sum(map(len, old.raws))
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._batches.clear()
+        self._events = self._bytes = 0
