@@ -20,12 +20,15 @@ Guarantees every implementation gives:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from natsjobs.errors import UnavailableError
+
+MOST_NEWEST = 256
+"""Filters in one ``Stream.newest``; a question of that many of the longest fits into the smallest message."""
 
 
 class WrongSequenceError(Exception):
@@ -93,6 +96,17 @@ BusHandler: TypeAlias = Callable[[Incoming], None]
 
 class Interest(Protocol):
     """A bus subscription."""
+
+    async def confirm(self) -> None:
+        """Wait until the system knows of it, after ``subscribe`` with ``sure=False``. The interest stays.
+
+        It takes no time when something that was asked later was answered: commands of one link are taken in order.
+
+        Raises:
+            UnavailableError: The connection is away.
+            PermissionDeniedError: This user may not listen there.
+        """
+        ...
 
     async def unsubscribe(self) -> None:
         """Stop; idempotent; when it returns the handler is not called any more."""
@@ -175,6 +189,15 @@ class Stream(Protocol):
         """
         ...
 
+    async def newest(self, filters: Sequence[str]) -> list[Message] | None:
+        """The newest message of each subject that matches one of these, oldest first, from any replica (it may lag).
+
+        Its cost is that of what matches, however large the stream is; a page's is that of what lies between. At most
+        ``MOST_NEWEST`` filters. What is missing says nothing (ask the leader). ``None``: they are too many (over a
+        thousand), or no replica has given them all. Raises as ``next`` does.
+        """
+        ...
+
     async def subjects(self, subject_filter: str) -> dict[str, int]:
         """Subjects that match and hold messages, with their counts. Raises as ``next`` does."""
         ...
@@ -191,8 +214,16 @@ class Bus(Protocol):
         """Send and forget. While the connection is away nothing is sent and nothing raised (no late delivery, B9)."""
         ...
 
-    async def subscribe(self, subject: str, handler: BusHandler) -> Interest:
-        """Call ``handler`` for every message; the interest survives reconnects."""
+    async def subscribe(self, subject: str, handler: BusHandler, *, sure: bool = True) -> Interest:
+        """Call ``handler`` for every message; the interest survives reconnects.
+
+        ``sure=False`` does not wait until the system knows of it: what is asked next comes behind it all the same, so
+        whoever has the answer to that has only to call ``Interest.confirm``, which waits for nothing then.
+
+        Raises:
+            UnavailableError: The connection is away.
+            PermissionDeniedError: This user may not listen there (with ``sure=False``: ``confirm`` says so).
+        """
         ...
 
     async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:

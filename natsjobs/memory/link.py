@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from natsjobs.engine.ports import (
     BusHandler,
@@ -27,6 +27,7 @@ from natsjobs.memory.server import MemoryServer
 from natsjobs.memory.stream import StreamStore
 
 _AWAY = "the link to the memory system is away"
+_MOST = 1024
 _HEADERS = 1024
 """Room that ``Stream.append`` keeps for headers below ``max_payload``."""
 
@@ -250,6 +251,14 @@ class MemoryStream:
         await self._answer()
         return found
 
+    async def newest(self, filters: Sequence[str]) -> list[Message] | None:
+        """The newest message of each subject that matches, oldest first."""
+        store = self._store()
+        subjects = {subject for one in filters for subject in store.subjects(one)}
+        found = [message for subject in subjects if (message := store.last(subject)) is not None]
+        await self._answer()
+        return sorted(found, key=lambda message: message.seq) if len(found) <= _MOST else None
+
     async def subjects(self, subject_filter: str) -> dict[str, int]:
         """Subjects that match and hold messages, with their counts."""
         found = self._store().subjects(subject_filter)
@@ -296,6 +305,10 @@ class MemoryInterest:
         self._link.own_interests.pop(self, None)
         self._link.system.remove_interest(self)
 
+    async def confirm(self) -> None:
+        """The system knows of it from the moment of ``subscribe`` on. Raises as that does."""
+        self._link.check()
+
     async def unsubscribe(self) -> None:
         """Stop; when it returns the handler is not called any more."""
         self.stop()
@@ -319,7 +332,7 @@ class MemoryBus:
         self._send(Incoming(subject, body, "", 0))
         await asyncio.sleep(0)
 
-    async def subscribe(self, subject: str, handler: BusHandler) -> MemoryInterest:
+    async def subscribe(self, subject: str, handler: BusHandler, *, sure: bool = True) -> MemoryInterest:
         """Call ``handler`` for every message, from the moment of the call on.
 
         Raises:
@@ -327,7 +340,8 @@ class MemoryBus:
         """
         self._link.check()
         interest = MemoryInterest(self._link, subject, handler)
-        await asyncio.sleep(0)
+        if sure:
+            await asyncio.sleep(0)
         return interest
 
     async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:
