@@ -6,22 +6,15 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
-from timeline_kit import NEVER, HookedReplica, Timelines, spying, timelines
+from timeline_kit import NEVER, HookedReplica, Timelines, spying
 from waiting import eventually, soon
 
 from natsjobs import EndReason, PermissionDeniedError, UnavailableError
 from natsjobs.engine.runs import lost_end
-
-
-@pytest.fixture
-async def many(newest_server: str) -> AsyncIterator[Timelines]:
-    """A namespace of its own on the newest server."""
-    async with timelines(newest_server) as made:
-        yield made
 
 
 def deny_ends(replica: HookedReplica, stream_id: str) -> None:
@@ -38,6 +31,8 @@ def deny_ends(replica: HookedReplica, stream_id: str) -> None:
 async def test_a_create_that_loses_leaves_the_index_to_the_winner(many: Timelines) -> None:
     """Record and index are written at once: the loser's entry comes off again, also when it gives up then."""
     loser, winner = await many.add(config=many.config(timing={"sweep": NEVER})), await many.add()
+    # The later of the two by its name: the winner takes its entry for that of a newer turn, and leaves it.
+    loser.store.replica.creation._created_at = int(time.time() * 1000) + 60_000
     first: list[str] = []
 
     async def late(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
