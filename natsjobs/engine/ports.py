@@ -27,6 +27,8 @@ import msgspec
 
 from natsjobs.errors import UnavailableError
 
+PAGE, PAGE_BYTES = 64, 524_288
+"""What one answer holds at most: a page holds the stream while it is read (A9)."""
 MOST_NEWEST = 256
 """Filters in one ``Stream.newest``; a question of that many of the longest fits into the smallest message."""
 
@@ -181,7 +183,9 @@ class Stream(Protocol):
         """The newest message that matches, read at the leader. Raises as ``next`` does."""
         ...
 
-    async def page(self, subject_filter: str, seq: int, *, batch: int = 64, max_bytes: int = 524_288) -> list[Message]:
+    async def page(
+        self, subject_filter: str, seq: int, *, batch: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Message]:
         """Up to ``batch`` messages that match, from ``seq`` on, in order, from any replica (it may lag behind).
 
         At least one message comes when there is one, however large. An empty list says nothing (ask the leader).
@@ -193,8 +197,8 @@ class Stream(Protocol):
         """The newest message of each subject that matches one of these, oldest first, from any replica (it may lag).
 
         Its cost is that of what matches, however large the stream is; a page's is that of what lies between. At most
-        ``MOST_NEWEST`` filters. What is missing says nothing (ask the leader). ``None``: they are too many (over a
-        thousand), or no replica has given them all. Raises as ``next`` does.
+        ``MOST_NEWEST`` filters. What is missing says nothing (ask the leader). ``None``: it is more than a page, or no
+        replica has given it whole. Raises as ``next`` does.
         """
         ...
 

@@ -5,8 +5,8 @@ after a write), how it is removed (a purge marker with its own TTL, never a plai
 and how keys are listed. Knows nothing of what the records mean.
 
 A list is complete for everything that existed when it was called: the newest message at the leader is the barrier, and
-what a replica gives must reach it. Up to a thousand keys come by one question, at the cost of these keys. More are read
-in pages, until one is not full *and* the barrier is reached, and the newest value of a key counts (a record that is
+what a replica gives must reach it. A page of keys comes by one question, at the cost of these keys. More are read in
+pages, until one is not full *and* the barrier is reached, and the newest value of a key counts (a record that is
 rewritten meanwhile moves behind the barrier, B6).
 """
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import msgspec
 
 from natsjobs.engine import garbage
-from natsjobs.engine.ports import Message, StreamMissingError, StreamState, WrongSequenceError
+from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.acks import Ack, Posted, read_ack
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 _ALL, _TOO_MANY = 204, 413
+_MORE = 299  # ours: that was all of this page, and there is more
 _LOOK_EVERY = 1.0
 _LEADER_ONLY = 10.0
 """After replicas were silent, pages come from the leader for this long."""
@@ -169,7 +170,9 @@ class NatsStream:
         """The newest message that matches, read at the leader. Raises as the port says."""
         return await self._read({"last_by_subj": subject_filter})
 
-    async def page(self, subject_filter: str, seq: int, *, batch: int = 64, max_bytes: int = 524_288) -> list[Message]:
+    async def page(
+        self, subject_filter: str, seq: int, *, batch: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Message]:
         """Up to ``batch`` messages that match, from ``seq`` on, from any replica. Raises as the port says."""
         if time.monotonic() - self._silent >= _LEADER_ONLY:
             query = {"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter}
@@ -184,7 +187,8 @@ class NatsStream:
         """The newest message of each subject that matches, from any replica. Raises as the port says."""
         if time.monotonic() - self._silent < _LEADER_ONLY:
             return None
-        found = await self._direct(_encode({"multi_last": filters}), refusals={_TOO_MANY})
+        query = {"multi_last": filters, "batch": PAGE, "max_bytes": PAGE_BYTES}
+        found = await self._direct(_encode(query), refusals={_TOO_MANY, _MORE})
         if found is None:
             self._silent = time.monotonic()
             return None
@@ -205,7 +209,7 @@ class NatsStream:
                 page.append(message)  # also one that somebody stored with a status line of his own
                 return None
             if status := status_of(headers):
-                return status
+                return _MORE if status == _ALL and number_of(headers, b"Nats-Num-Pending") else status
             garbage.skipped("an answer", self._pages, body)
             return None
 

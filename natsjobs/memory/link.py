@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from natsjobs.engine.ports import (
+    PAGE,
+    PAGE_BYTES,
     BusHandler,
     Incoming,
     Message,
@@ -27,7 +29,6 @@ from natsjobs.memory.server import MemoryServer
 from natsjobs.memory.stream import StreamStore
 
 _AWAY = "the link to the memory system is away"
-_MOST = 1024
 _HEADERS = 1024
 """Room that ``Stream.append`` keeps for headers below ``max_payload``."""
 
@@ -257,7 +258,8 @@ class MemoryStream:
         subjects = {subject for one in filters for subject in store.subjects(one)}
         found = [message for subject in subjects if (message := store.last(subject)) is not None]
         await self._answer()
-        return sorted(found, key=lambda message: message.seq) if len(found) <= _MOST else None
+        whole = len(found) <= PAGE and sum(len(message.body) for message in found) <= PAGE_BYTES
+        return sorted(found, key=lambda message: message.seq) if whole else None
 
     async def subjects(self, subject_filter: str) -> dict[str, int]:
         """Subjects that match and hold messages, with their counts."""

@@ -392,9 +392,10 @@ async def test_the_newest_of_many_subjects_come_at_once(ground: Ground, link: Li
     assert await newest(ground.names.records("owner", "w")) == []
 
 
-async def test_more_than_a_thousand_newest_do_not_come_at_once(ground: Ground, link: Link) -> None:
+@pytest.mark.parametrize(("count", "size"), [(65, 1), (1030, 1), (9, 65_536)])
+async def test_more_newest_than_a_page_do_not_come_at_once(ground: Ground, link: Link, count: int, size: int) -> None:
     """Neither do a part of them: that would look like all."""
-    await asyncio.gather(*(link.records.append(ground.key("u", f"k{n}"), b"x") for n in range(1030)))
+    await asyncio.gather(*(link.records.append(ground.key("u", f"k{n}"), b"x" * size) for n in range(count)))
     assert await link.records.newest([ground.names.records("owner", "u")]) is None
 
 
