@@ -197,8 +197,9 @@ class Stream(Protocol):
         """The newest message of each subject that matches one of these, oldest first, from any replica (it may lag).
 
         Its cost is that of what matches, however large the stream is; a page's is that of what lies between. At most
-        ``MOST_NEWEST`` filters. What is missing says nothing (ask the leader). ``None``: it is more than a page, or no
-        replica has given it whole. Raises as ``next`` does.
+        ``MOST_NEWEST`` filters; a page is asked for. What is missing says nothing: of more than a page the newest ones
+        are missing, which whoever needs all sees by the leader's last one. ``None``: no replica has given it, or it is
+        known to be too much. Raises as ``next`` does.
         """
         ...
 
