@@ -394,7 +394,7 @@ async def test_the_newest_of_many_subjects_come_at_once(ground: Ground, link: Li
 
 @pytest.mark.parametrize(("count", "size"), [(65, 1), (1030, 1), (9, 65_536)])
 async def test_more_newest_than_a_page_do_not_come_at_once(ground: Ground, link: Link, count: int, size: int) -> None:
-    """A part of them would look like all, but for the newest, which is never in it; the oldest servers send them all."""
+    """A part would look like all, but for the newest, which is never in it; the oldest servers send them all."""
     await asyncio.gather(*(link.records.append(ground.key("u", f"k{n}"), b"x" * size) for n in range(count)))
     found = await link.records.newest([ground.names.records("owner", "u")])
     assert found is None or len(found) == count or found[-1].seq < count
