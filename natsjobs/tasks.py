@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
@@ -19,6 +19,63 @@ from natsjobs.telemetry.listening import hub
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
+_V = TypeVar("_V")
+
+
+@overload
+async def together(first: Coroutine[Any, Any, _T], second: Coroutine[Any, Any, _U], /) -> tuple[_T, _U]: ...
+@overload
+async def together(
+    first: Coroutine[Any, Any, _T], second: Coroutine[Any, Any, _U], third: Coroutine[Any, Any, _V], /
+) -> tuple[_T, _U, _V]: ...
+async def together(*coros: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
+    """Await a few things at once: what they give, in the same order.
+
+    The first failure is raised, plainly. Before that, or before this call is cancelled, the others are cancelled and
+    have ended: nothing goes on behind the caller's back.
+    """
+    tasks = [asyncio.create_task(coro) for coro in coros]  # noqa: TID251 - none of them outlives this call
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    except BaseException as failure:
+        cut: BaseException = failure
+        for task in tasks:
+            if not task.cancelling():  # a second request would cut short what they do about the first
+                task.cancel()
+        while left := [task for task in tasks if not task.done()]:
+            try:
+                await asyncio.wait(left)
+            except asyncio.CancelledError as error:  # they were asked to stop already
+                cut = error
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # seen
+        if cut is not failure:
+            raise cut from failure
+        raise
+
+
+class Latch:
+    """Something that happens once. Unlike an ``asyncio.Event`` it weighs next to nothing until somebody waits."""
+
+    __slots__ = ("_future", "happened")
+
+    def __init__(self) -> None:
+        self.happened = False
+        self._future: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """It has happened; twice is fine."""
+        self.happened = True
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait until it has happened."""
+        if not self.happened:
+            self._future = self._future or asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._future})  # which a caller who is cancelled does not cancel for the others
 
 
 class Tasks:

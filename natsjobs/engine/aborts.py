@@ -42,6 +42,8 @@ _CARRY_BYTES = 131_072  # a larger final event or content is not sent through a 
 class AbortRegistration:
     """Implements ``natsjobs.interfaces.Registration``."""
 
+    __slots__ = ("_aborts", "callback", "generation", "stream_id")
+
     def __init__(self, aborts: Aborts, stream_id: str, generation: str | None, callback: Callback) -> None:
         self._aborts, self.stream_id, self.generation, self.callback = aborts, stream_id, generation, callback
 
@@ -56,8 +58,10 @@ class Aborts:
     def __init__(self, context: Context, runs: Runs, ledger: Ledger, content: ContentState) -> None:
         """Empty."""
         self._context, self._runs, self._ledger, self._content = context, runs, ledger, content
+        runs.on_disowned = self.deafen
         self._registrations: dict[str, list[AbortRegistration]] = {}
         self._interests: dict[str, Interest] = {}
+        self._owned: dict[str, int] = {}  # generations that are owned here, or about to be, per stream id
         # One per stream id: with NATS away each subscribe waits for its time-out, and others must not wait with it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Signals that were heard, newest last: one comes by two paths, and both answers say what its callbacks did.
@@ -67,11 +71,36 @@ class Aborts:
         """Call back at every signal; when this returns no later one is missed."""
         registration = AbortRegistration(self, stream_id, generation, callback)
         async with self._lock(stream_id):
-            if stream_id not in self._interests:
-                subject = self._context.subjects.abort(stream_id)
-                self._interests[stream_id] = await self._context.link.bus.subscribe(subject, self._on_broadcast)
+            await (await self._hold(stream_id)).confirm()
             self._registrations.setdefault(stream_id, []).append(registration)
         return registration
+
+    async def listen(self, stream_id: str) -> None:
+        """A run of this stream id is about to be owned here: whoever then registers a callback has missed nothing."""
+        self._owned[stream_id] = self._owned.get(stream_id, 0) + 1
+        async with self._lock(stream_id):
+            await self._hold(stream_id)
+
+    def deafen(self, stream_id: str) -> None:
+        """As many times as ``listen``: it is not owned here, or not any more; with callbacks it is listened on."""
+        left = self._owned.pop(stream_id, 1) - 1
+        if left:
+            self._owned[stream_id] = left
+        elif stream_id not in self._registrations:
+            self._context.spawn(self._drop_unused(stream_id), "natsjobs deafen")
+
+    async def _drop_unused(self, stream_id: str) -> None:
+        async with self._lock(stream_id):
+            if stream_id not in self._registrations and stream_id not in self._owned:
+                await self._drop(stream_id)
+
+    async def _hold(self, stream_id: str) -> Interest:
+        interest = self._interests.get(stream_id)
+        if interest is None:
+            subject = self._context.subjects.abort(stream_id)
+            interest = await self._context.link.bus.subscribe(subject, self._on_broadcast, sure=False)
+            self._interests[stream_id] = interest
+        return interest
 
     async def remove(self, registration: AbortRegistration) -> None:
         """Drop one callback; idempotent."""
@@ -80,7 +109,9 @@ class Aborts:
             if registration in left:
                 left.remove(registration)
             if not left:
-                await self._drop(registration.stream_id)
+                self._registrations.pop(registration.stream_id, None)
+                if registration.stream_id not in self._owned:
+                    await self._drop(registration.stream_id)
 
     async def close(self) -> None:
         """Drop all callbacks."""
@@ -115,10 +146,8 @@ class Aborts:
         await self._context.reply(message, wire.ascii_json(answer))
 
     def _stream_id_of(self, subject: str) -> str | None:
-        for stream_id in self._registrations:
-            if self._context.subjects.abort(stream_id) == subject:
-                return stream_id
-        return None
+        stream_id = self._context.subjects.split_abort(subject)
+        return stream_id if stream_id in self._registrations else None
 
     async def hear(self, stream_id: str, generation: str, signal_id: str) -> int:
         """Run the callbacks for a signal, once; how many ran, also for who hears of it again."""

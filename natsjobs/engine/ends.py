@@ -1,72 +1,105 @@
 """Callbacks for the end of a generation, whoever writes it; no subscriber, and no decode of its events.
 
 A watch listens to the live subject of the terminal record only, so an owner does not receive its own events back.
-That path may lose messages, so a silent watch looks at the log like a reader does (A7; ``patience.Looks``), and after
-every reconnect.
+That path may lose messages, so a silent watch is looked after like a reader does (A7; ``patience.Looks``), and after
+every reconnect: many watches by one question to any replica of the stream, what that shows is read at the leader. A
+generation in which this replica itself has stored something since has not ended, and nobody is asked.
+
+A run that is about to be owned here is listened on before its record is written (``listen``): until then nobody knows
+of it, so whoever registers a callback later has missed nothing, and nothing has to be looked for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from weakref import WeakValueDictionary
 
 from natsjobs.engine import wire
 from natsjobs.engine.callbacks import call
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import Looks
-from natsjobs.engine.ports import Interest, StreamMissingError
+from natsjobs.engine.ports import MOST_NEWEST, Incoming, Interest, StreamMissingError
 from natsjobs.engine.terminals import end_event, find_terminal
-from natsjobs.errors import UnavailableError
+from natsjobs.errors import PermissionDeniedError, UnavailableError
 from natsjobs.interfaces import EndCallback
 from natsjobs.models import EndReason, EventType
 
 _DELETED = wire.Terminal(EventType.ABORTED, 0, 0, "", EndReason.DELETED, None, b"null")
+_TOGETHER = 0.25
+"""Looks that are due within this part of ``timing.look`` are made now: one question for many."""
+_GONE_EVERY = 6
+"""Every so many silent looks a log is asked for that may have gone without an end (an operator's doing)."""
 
 
 class Ends:
     """All watched generations of one replica."""
 
-    def __init__(self, context: Context) -> None:
-        """Empty."""
+    def __init__(self, context: Context, written: Callable[[str, str], float]) -> None:
+        """``written``: when this replica last stored an event of a generation, monotonic; 0: never."""
         self._context = context
+        self._written = written
         self._watches: dict[tuple[str, str], _Watch] = {}
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._due: list[tuple[float, int, _Watch]] = []  # a heap; one is stale whose watch is due later
+        self._numbers = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._forget: Callable[[], None] | None = None
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._watches
 
     async def add(self, stream_id: str, generation: str, callback: EndCallback) -> EndRegistration:
         """Call back once; at once if the generation has already ended."""
-        key = (stream_id, generation)
-        watch = self._watches.get(key)
-        if watch is None:
-            watch = self._watches[key] = _Watch(self._context, stream_id, generation)
+        watch = self._watch(stream_id, generation)
         registration = EndRegistration(self, watch, callback)
         watch.registrations.append(registration)
         try:
-            await watch.open()
+            await self._open(watch)
+            if watch.interest is not None:
+                await watch.interest.confirm()
+            if not watch.due:
+                self._schedule(watch)
+            if not watch.newborn:  # what came before is seen too
+                self.look_now(watch)
         except BaseException:
             await self.remove(registration)
             raise
         return registration
+
+    async def listen(self, stream_id: str, generation: str) -> None:
+        """Nobody knows of this generation yet; its end is listened for until ``deafen``, or until it has come."""
+        watch = self._watch(stream_id, generation)
+        watch.newborn = True
+        await self._open(watch)
+
+    def deafen(self, stream_id: str, generation: str) -> None:
+        """It is not owned here, or not any more; with callbacks it is listened for."""
+        watch = self._watches.get((stream_id, generation))
+        if watch is not None:
+            watch.newborn = False
+            if not watch.registrations:
+                self._drop(watch)
 
     async def remove(self, registration: EndRegistration) -> None:
         """Drop one callback; the last one ends the watch."""
         watch = registration.watch
         if registration in watch.registrations:
             watch.registrations.remove(registration)
-        if not watch.registrations:
-            key = (watch.stream_id, watch.generation)
-            if self._watches.get(key) is watch:
-                del self._watches[key]
-            await watch.close()
+        if not watch.registrations and not watch.newborn:
+            self._forget_watch(watch)
+            await self._close(watch)
 
     def fire(self, stream_id: str, generation: str, terminal: wire.Terminal | None) -> None:
         """The end was seen; ``None``: the log is gone without one, which is told like a deletion."""
-        watch = self._watches.pop((stream_id, generation), None)
+        watch = self._watches.get((stream_id, generation))
         if watch is None:
             return
         registrations, watch.registrations = watch.registrations, []
-        self._context.spawn(watch.close(), "natsjobs close watch")
+        self._drop(watch)
         event = end_event(generation, terminal or _DELETED)
         for registration in registrations:
             registration.fired = True
@@ -77,13 +110,140 @@ class Ends:
 
     async def close(self) -> None:
         """End all watches."""
-        for key, watch in list(self._watches.items()):
-            self._watches.pop(key, None)
-            await watch.close()
+        if self._forget is not None:
+            self._forget()
+            self._forget = None
+        for watch in list(self._watches.values()):
+            self._forget_watch(watch)
+            await self._close(watch)
+        self._due.clear()
+        self._set_timer()
+
+    # -- watches ------------------------------------------------------------------------------------------------
+
+    def _watch(self, stream_id: str, generation: str) -> _Watch:
+        key = (stream_id, generation)
+        watch = self._watches.get(key)
+        if watch is None:
+            watch = self._watches[key] = _Watch(self, stream_id, generation, self._context.config.timing.look)
+        return watch
+
+    async def _open(self, watch: _Watch) -> None:
+        async with self._locks.setdefault(watch.key, asyncio.Lock()):
+            if watch.interest is not None or watch.closed:
+                return
+            subject = self._context.subjects.live_end(*watch.key)
+            watch.interest = await self._context.link.bus.subscribe(subject, watch.hear, sure=False)
+            if self._forget is None:
+                self._forget = self._context.link.on_reconnect(self._on_reconnect)
+
+    def _forget_watch(self, watch: _Watch) -> None:
+        watch.closed, watch.newborn = True, False
+        if self._watches.get(watch.key) is watch:
+            del self._watches[watch.key]
+
+    def _drop(self, watch: _Watch) -> None:
+        self._forget_watch(watch)
+        self._context.spawn(self._close(watch), "natsjobs close watch")
+
+    async def _close(self, watch: _Watch) -> None:
+        async with self._locks.setdefault(watch.key, asyncio.Lock()):
+            interest, watch.interest = watch.interest, None
+            if interest is not None:
+                await interest.unsubscribe()
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _schedule(self, watch: _Watch) -> None:
+        watch.due = time.monotonic() + watch.looks.next()
+        heapq.heappush(self._due, (watch.due, next(self._numbers), watch))
+        if self._timer is None or self._due[0][2] is watch:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due:
+            wait = max(0.0, self._due[0][0] - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait, self._on_due)
+
+    def _on_due(self) -> None:
+        self._timer = None
+        until, due = time.monotonic() + self._context.config.timing.look * _TOGETHER, list[_Watch]()
+        while self._due and self._due[0][0] <= until:
+            at, _, watch = heapq.heappop(self._due)
+            if not watch.closed and watch.due == at:
+                due.append(watch)
+        for watch in due:
+            self._schedule(watch)
+        self._set_timer()
+        if due:
+            self._context.spawn(self._look_at(due), "natsjobs ends")
+
+    def _on_reconnect(self) -> None:
+        if self._watches:
+            self._context.spawn(self._look_at(list(self._watches.values())), "natsjobs ends")
+
+    async def _look_at(self, watches: Iterable[_Watch]) -> None:
+        """Look at many: one question for as many as go into it."""
+        asked = [watch for watch in watches if not self._is_written(watch)]
+        for start in range(0, len(asked), MOST_NEWEST):
+            part = {self._context.subjects.end(*watch.key): watch for watch in asked[start : start + MOST_NEWEST]}
+            began = time.monotonic()
+            try:
+                found = await self._context.link.events.newest(list(part))
+            except PermissionDeniedError:
+                found = None
+            except StreamMissingError:
+                for watch in part.values():
+                    self._context.on_terminal(*watch.key, None)
+                continue
+            except UnavailableError:
+                continue
+            # With no answer of a replica, or for whoever may read at the leader only, each is looked at there.
+            ended = part.keys() if found is None else {message.subject for message in found}
+            for subject, watch in part.items():
+                watch.looked = began
+                if subject in ended or watch.looks.silent % _GONE_EVERY == 2:
+                    await self._look(watch)
+
+    def _is_written(self, watch: _Watch) -> bool:
+        """Whether something was stored here since it was last known to go on; now it is known again."""
+        before, watch.looked = watch.looked, max(watch.looked, self._written(*watch.key))
+        return watch.looked > before
+
+    def look_now(self, watch: _Watch) -> None:
+        """Something came, or may have come; whether it is true says the log."""
+        if not watch.looking and not watch.closed:
+            watch.looking = True
+            self._context.spawn(self._look(watch), f"natsjobs end of {watch.key[0]}")
+
+    async def _look(self, watch: _Watch) -> None:
+        """Read the end of one generation at the leader."""
+        if watch.closed:
+            return
+        subjects, events = self._context.subjects, self._context.link.events
+        end = subjects.end(*watch.key)
+        watch.looking = True
+        try:
+            message = await events.last(end)
+            terminal = await find_terminal(self._context.link, end, message) if message is not None else None
+            gone = message is None and watch.looks.silent > 1 and await events.last(subjects.scope(*watch.key)) is None
+        except StreamMissingError:
+            terminal, gone = None, True
+        except UnavailableError:
+            return
+        finally:
+            watch.looking = False
+        if terminal is not None or gone:
+            self._context.on_terminal(*watch.key, terminal)
 
 
 class EndRegistration:
     """Implements ``natsjobs.interfaces.Registration``."""
+
+    __slots__ = ("_ends", "callback", "fired", "watch")
 
     def __init__(self, ends: Ends, watch: _Watch, callback: EndCallback) -> None:
         self._ends, self.watch, self.callback = ends, watch, callback
@@ -95,70 +255,21 @@ class EndRegistration:
 
 
 class _Watch:
-    def __init__(self, context: Context, stream_id: str, generation: str) -> None:
-        self.stream_id, self.generation = stream_id, generation
+    """One generation whose end is waited for."""
+
+    __slots__ = ("_ends", "closed", "due", "interest", "key", "looked", "looking", "looks", "newborn", "registrations")
+
+    def __init__(self, ends: Ends, stream_id: str, generation: str, look: float) -> None:
+        self._ends = ends
+        self.key = (stream_id, generation)
         self.registrations: list[EndRegistration] = []
-        self._context = context
-        self._interest: Interest | None = None
-        self._forget: Callable[[], None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._lock = asyncio.Lock()
-        self._looking = self._closed = False
-        self._looks = Looks(context.config.timing.look)
+        self.interest: Interest | None = None
+        self.closed = self.looking = False
+        self.newborn = False
+        """It was listened on before anybody could know of it, and is owned here."""
+        self.due = self.looked = 0.0
+        self.looks = Looks(look)
 
-    async def open(self) -> None:
-        """Listen, then look once: what came before is seen too."""
-        async with self._lock:
-            if self._interest is not None or self._closed:
-                return
-            subject = self._context.subjects.live_end(self.stream_id, self.generation)
-            self._interest = await self._context.link.bus.subscribe(subject, lambda _: self._look_now())
-            self._forget = self._context.link.on_reconnect(self._look_now)
-        self._schedule()
-        self._look_now()
-
-    async def close(self) -> None:
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._forget is not None:
-            self._forget()
-        async with self._lock:
-            interest, self._interest = self._interest, None
-            if interest is not None:
-                await interest.unsubscribe()
-
-    def _schedule(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(self._looks.next(), self._on_quiet)
-
-    def _on_quiet(self) -> None:
-        self._schedule()
-        self._look_now()
-
-    def _look_now(self) -> None:
-        if not self._looking and not self._closed:
-            self._looking = True
-            self._context.spawn(self._look(), f"natsjobs end of {self.stream_id}")
-
-    async def _look(self) -> None:
-        subjects, events = self._context.subjects, self._context.link.events
-        end = subjects.end(self.stream_id, self.generation)
-        try:
-            message = await events.last(end)
-            terminal = await find_terminal(self._context.link, end, message) if message is not None else None
-            gone = (
-                message is None
-                and self._looks.silent > 1
-                and await events.last(subjects.scope(self.stream_id, self.generation)) is None
-            )
-        except StreamMissingError:
-            terminal, gone = None, True
-        except UnavailableError:
-            return
-        finally:
-            self._looking = False
-        if terminal is not None or gone:
-            self._context.on_terminal(self.stream_id, self.generation, terminal)
+    def hear(self, _: Incoming) -> None:
+        """Something came live; whether it is true says the log."""
+        self._ends.look_now(self)

@@ -277,17 +277,21 @@ def active_key(context: Context, job: Job) -> str:
     return context.subjects.record("active", job.user_id, job.stream_id)
 
 
-async def put_active(context: Context, job: Job) -> None:
-    """Write the index entry of a new generation over whatever an earlier one left (B5)."""
+async def put_active(context: Context, job: Job, slot: Slot | None = None, *, over: str = "") -> None:
+    """Write the index entry of a new generation over whatever an earlier one left (B5).
+
+    ``slot``: the entry as it was read. ``over``: a later generation that never came to be, and left its entry.
+    """
     key = active_key(context, job)
     value = {"generation": job.generation, "owner": job.owner, "tenantId": job.tenant_id, "write": wire.random_token()}
     while True:
-        slot = await context.records.read(key)
-        if slot.value is not None and str(slot.value.get("generation", "")) > job.generation:
+        slot = slot or await context.records.read(key)
+        if slot.value is not None and str(slot.value.get("generation", "")) > max(job.generation, over):
             return  # a newer turn has already written its own
         try:
             await context.records.write(key, value, expect=slot.revision, ttl=running_ttl(context))
         except ConflictError:
+            slot = None
             continue
         return
 

@@ -8,9 +8,10 @@ harmless; deciding what happened is the caller's business. ``FINAL`` is the one 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, TypeVar
 
 from natsjobs.engine.ports import StreamMissingError
@@ -50,11 +51,33 @@ class Backoff:
         await asyncio.sleep(max(0.005, min(wait, self._until - time.monotonic())))
 
 
+class Seldom:
+    """For what would be said at every try: once, and then every ``every`` seconds."""
+
+    def __init__(self, every: float = 300.0) -> None:
+        """Nothing was said yet."""
+        self._every = every
+        self._said: dict[Hashable, float] = {}
+
+    def may_say(self, about: Hashable) -> bool:
+        """Whether it is time to say something of this; then it was said."""
+        now = time.monotonic()
+        if now < self._said.get(about, -math.inf) + self._every:
+            return False
+        self._said.pop(about, None)
+        self._said[about] = now
+        while self._said and self._said[oldest := next(iter(self._said))] + self._every <= now:
+            del self._said[oldest]
+        return True
+
+
 class Looks:
     """When to look again at something that is followed, while nothing comes (A7).
 
     Once more after ``SOON``, then every ``look`` seconds, doubling up to ``SLOWEST`` times that, with jitter.
     """
+
+    __slots__ = ("_look", "_step")
 
     def __init__(self, look: float) -> None:
         """``look``: ``timing.look``. Begins as after ``again``."""

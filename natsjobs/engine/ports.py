@@ -20,12 +20,17 @@ Guarantees every implementation gives:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from natsjobs.errors import UnavailableError
+
+PAGE, PAGE_BYTES = 64, 524_288
+"""What one answer holds at most: a page holds the stream while it is read (A9)."""
+MOST_NEWEST = 256
+"""Filters in one ``Stream.newest``; a question of that many of the longest fits into the smallest message."""
 
 
 class WrongSequenceError(Exception):
@@ -93,6 +98,17 @@ BusHandler: TypeAlias = Callable[[Incoming], None]
 
 class Interest(Protocol):
     """A bus subscription."""
+
+    async def confirm(self) -> None:
+        """Wait until the system knows of it, after ``subscribe`` with ``sure=False``. The interest stays.
+
+        It takes no time when something that was asked later was answered: commands of one link are taken in order.
+
+        Raises:
+            UnavailableError: The connection is away.
+            PermissionDeniedError: This user may not listen there.
+        """
+        ...
 
     async def unsubscribe(self) -> None:
         """Stop; idempotent; when it returns the handler is not called any more."""
@@ -167,11 +183,23 @@ class Stream(Protocol):
         """The newest message that matches, read at the leader. Raises as ``next`` does."""
         ...
 
-    async def page(self, subject_filter: str, seq: int, *, batch: int = 64, max_bytes: int = 524_288) -> list[Message]:
+    async def page(
+        self, subject_filter: str, seq: int, *, batch: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Message]:
         """Up to ``batch`` messages that match, from ``seq`` on, in order, from any replica (it may lag behind).
 
         At least one message comes when there is one, however large. An empty list says nothing (ask the leader).
         Raises as ``next`` does.
+        """
+        ...
+
+    async def newest(self, filters: Sequence[str]) -> list[Message] | None:
+        """The newest message of each subject that matches one of these, oldest first, from any replica (it may lag).
+
+        Its cost is that of what matches, however large the stream is; a page's is that of what lies between. At most
+        ``MOST_NEWEST`` filters; a page is asked for. What is missing says nothing: of more than a page the newest ones
+        are missing, which whoever needs all sees by the leader's last one. ``None``: no replica has given it, or it is
+        known to be too much. Raises as ``next`` does.
         """
         ...
 
@@ -191,8 +219,16 @@ class Bus(Protocol):
         """Send and forget. While the connection is away nothing is sent and nothing raised (no late delivery, B9)."""
         ...
 
-    async def subscribe(self, subject: str, handler: BusHandler) -> Interest:
-        """Call ``handler`` for every message; the interest survives reconnects."""
+    async def subscribe(self, subject: str, handler: BusHandler, *, sure: bool = True) -> Interest:
+        """Call ``handler`` for every message; the interest survives reconnects.
+
+        ``sure=False`` does not wait until the system knows of it: what is asked next comes behind it all the same, so
+        whoever has the answer to that has only to call ``Interest.confirm``, which waits for nothing then.
+
+        Raises:
+            UnavailableError: The connection is away.
+            PermissionDeniedError: This user may not listen there (with ``sure=False``: ``confirm`` says so).
+        """
         ...
 
     async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:

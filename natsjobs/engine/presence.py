@@ -13,6 +13,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -39,8 +41,9 @@ class Presence:
         # Not the replica id: two transports on one store are two replicas of viewers, and each counts its own.
         self._name = wire.random_token(12)
         self._counts: dict[str, int] = {}
+        self._near: dict[str, int] = {}  # how many are here or on their way: as long as there are, questions are heard
         self._interests: dict[str, Interest] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._watches: dict[str, _Watch] = {}
         # Who answered last, oldest answer first: (monotonic time, names).
         self._others: dict[str, tuple[float, set[str]]] = {}
@@ -53,25 +56,47 @@ class Presence:
         """Stream ids with subscribers or callbacks here."""
         return set(self._counts) | set(self._watches)
 
+    async def approach(self, stream_id: str) -> None:
+        """Somebody may join soon: questions are heard from now on, and answered with who is here (nobody, so far).
+
+        Nothing is waited for: whoever reads something before he joins has the answer to a later request then.
+        ``turn_back`` or ``join`` must follow.
+        """
+        self._near[stream_id] = self._near.get(stream_id, 0) + 1
+        try:
+            async with self._lock(stream_id):
+                if stream_id not in self._interests and stream_id in self._near:
+                    subject = self._context.subjects.presence(stream_id)
+                    bus, answer = self._context.link.bus, partial(self._answer, stream_id)
+                    self._interests[stream_id] = await bus.subscribe(subject, answer, sure=False)
+        except BaseException:
+            await self.turn_back(stream_id)
+            raise
+
+    async def turn_back(self, stream_id: str) -> None:
+        """He did not join."""
+        left = self._near.pop(stream_id, 0) - 1
+        if left > 0:
+            self._near[stream_id] = left
+            return
+        async with self._lock(stream_id):
+            interest = None if stream_id in self._near else self._interests.pop(stream_id, None)
+            if interest is not None:
+                await interest.unsubscribe()
+
     async def join(self, stream_id: str) -> None:
-        """One more subscriber; when this returns every replica that asks can find it."""
+        """Who approached is a subscriber; when this returns every replica that asks can find it.
+
+        When it fails he has turned back.
+        """
         self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
         try:
-            await self._hold(stream_id)
+            if (interest := self._interests.get(stream_id)) is not None:
+                await interest.confirm()
             await self._announce(stream_id, "join")
         except BaseException:
             await self._uncount(stream_id)
             raise
-
-    async def _hold(self, stream_id: str) -> None:
-        async with self._locks.setdefault(stream_id, asyncio.Lock()):
-            if stream_id not in self._interests and stream_id in self._counts:
-                subject = self._context.subjects.presence(stream_id)
-
-                def answer(message: Incoming) -> None:
-                    self._answer(stream_id, message)
-
-                self._interests[stream_id] = await self._context.link.bus.subscribe(subject, answer)
 
     async def leave(self, stream_id: str) -> None:
         """One less."""
@@ -79,27 +104,21 @@ class Presence:
         await self._announce(stream_id, "leave")
 
     async def _uncount(self, stream_id: str) -> None:
-        left = self._counts.get(stream_id, 0) - 1
+        left = self._counts.pop(stream_id, 0) - 1
         if left > 0:
             self._counts[stream_id] = left
-        else:
-            self._counts.pop(stream_id, None)
-            async with self._locks.setdefault(stream_id, asyncio.Lock()):
-                if stream_id not in self._counts:
-                    interest = self._interests.pop(stream_id, None)
-                    if interest is not None:
-                        await interest.unsubscribe()
-                    if stream_id not in self._counts:  # who joins meanwhile waits for this very lock
-                        self._locks.pop(stream_id, None)
+        await self.turn_back(stream_id)
+
+    def _lock(self, stream_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(stream_id, asyncio.Lock())
 
     async def _announce(self, stream_id: str, what: str) -> None:
         body = wire.ascii_json({"event": what, "replica": self._name, "count": self.count(stream_id)})
         await self._context.link.bus.publish(self._context.subjects.joined(stream_id), body)
 
     def _answer(self, stream_id: str, message: Incoming) -> None:
-        count = self.count(stream_id)
-        if message.reply and count:
-            body = wire.ascii_json({"replica": self._name, "count": count})
+        if message.reply:
+            body = wire.ascii_json({"replica": self._name, "count": self.count(stream_id)})
             self._context.spawn(self._context.reply(message, body), "natsjobs presence")
 
     # -- asking -------------------------------------------------------------------------------------------------
@@ -178,7 +197,7 @@ class Presence:
 
     async def close(self, stream_id: str | None = None, *, patience: float | None = None) -> None:
         """Drop interest and callbacks of one stream id, or of all; ``patience`` as in ``Tasks.close``."""
-        for name in [stream_id] if stream_id is not None else [*self._watches, *self._counts]:
+        for name in [stream_id] if stream_id is not None else {*self._watches, *self._counts, *self._near}:
             watch = self._watches.pop(name, None)
             if watch is not None:
                 await watch.close(patience)
@@ -188,7 +207,7 @@ class Presence:
             if self._counts.pop(name, None):
                 await self._announce(name, "leave")
             self._others.pop(name, None)
-            self._locks.pop(name, None)
+            self._near.pop(name, None)
 
 
 class LeftRegistration:

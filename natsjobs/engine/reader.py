@@ -25,7 +25,7 @@ from natsjobs.engine.replay import Batch, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
 from natsjobs.engine.terminals import end_event
-from natsjobs.engine.turns import Turns, oldest_after
+from natsjobs.engine.turns import Turns
 from natsjobs.errors import (
     ConnectionLostError,
     GenerationReplacedError,
@@ -35,6 +35,7 @@ from natsjobs.errors import (
     UnavailableError,
 )
 from natsjobs.models import Job, StreamEvent
+from natsjobs.tasks import together
 from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
@@ -74,15 +75,23 @@ class LogReader:
 
     # -- entering -----------------------------------------------------------------------------------------------
 
-    async def start_at(self, after: str | None, generation: str | None, wait: float) -> None:
-        """Attach at a cursor. Raises what ``JobManager.subscribe`` documents."""
+    async def start_at(
+        self, after: str | None, generation: str | None, wait: float, *, likely: str | None = None
+    ) -> None:
+        """Attach at a cursor. Raises what ``JobManager.subscribe`` documents.
+
+        ``likely``: the generation that will probably be read; its tail is entered while the record is asked for.
+        """
         cursor = wire.Cursor.parse(after) if after is not None else None
-        if self._follow or wait > 0:
-            self._turns = Turns(self._context, self._stream_id)
-            await self._turns.open()
-        record = await read_record(self._context, self._stream_id)
-        if record is None and wait > 0 and self._turns is not None:
-            record = await self._turns.wait(after=None, timeout=wait)
+        if self._follow:
+            await self._watch_turns()
+        likely = generation or (cursor.generation if cursor is not None else likely)
+        if likely is None:
+            record = await read_record(self._context, self._stream_id)
+        else:
+            record, _ = await together(read_record(self._context, self._stream_id), self._enter_early(likely))
+        if record is None and wait > 0:
+            record = await (await self._watch_turns()).wait(after=None, timeout=wait)
         if record is None:
             if cursor is not None:
                 raise HistoryLostError(self._stream_id, "the job of this cursor has expired or was deleted")
@@ -94,8 +103,23 @@ class LogReader:
             raise GenerationReplacedError(self._stream_id, record.generation)
         self._position, self._seq = (cursor.position, cursor.hint) if cursor else (0, 0)
         self._fresh = cursor is None
-        self._enter(await self._tails.enter(self._stream_id, wanted))
+        early, self._tail = self._tail, None
+        if early is not None and early.generation != wanted:
+            await self._tails.leave(early)
+            early = None
+        self._enter(early or await self._tails.enter(self._stream_id, wanted))
         await self._check_start(cursor)
+
+    async def _watch_turns(self) -> Turns:
+        if self._turns is None:
+            self._turns = Turns(self._context, self._stream_id)
+            await self._turns.open()
+        return self._turns
+
+    async def _enter_early(self, generation: str) -> None:
+        """Enter a tail that may turn out to be another than the record names; then it is left again."""
+        with contextlib.suppress(HistoryLostError):  # whether that matters says the record
+            self._tail = await self._tails.enter(self._stream_id, generation)
 
     def _enter(self, tail: Tail) -> None:
         self._end_span()
@@ -351,7 +375,7 @@ class LogReader:
         record = await self._turns.wait(after=self._given)
         if record is None:
             return
-        generation = await oldest_after(self._context, self._stream_id, self._given, record.generation)
+        generation = await self._turns.oldest_after(self._given, record.generation)
         try:
             tail = await self._tails.enter(self._stream_id, generation)
         except HistoryLostError:

@@ -4,9 +4,10 @@ Owns how a key is read (at the leader, whatever decides something: a follower wa
 after a write), how it is removed (a purge marker with its own TTL, never a plain delete, which stays for ever, B6)
 and how keys are listed. Knows nothing of what the records mean.
 
-A list is complete for everything that existed when it was called: the newest message at the leader is the barrier,
-pages are read until one is not full *and* the barrier is reached, and the newest value of a key counts (a record
-that is rewritten meanwhile moves behind the barrier, B6).
+A list is complete for everything that existed when it was called: the newest message at the leader is the barrier, and
+what a replica gives must reach it. A page of keys comes by one question, at the cost of these keys. More are read in
+pages, until one is not full *and* the barrier is reached, and the newest value of a key counts (a record that is
+rewritten meanwhile moves behind the barrier, B6).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from natsjobs.engine import garbage, wire
 from natsjobs.engine.patience import FINAL, Backoff, patiently
 from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.errors import StreamFullError, UnavailableError
+from natsjobs.tasks import together
 
 _log = logging.getLogger(__name__)
 
@@ -111,9 +114,24 @@ class Records:
 
     async def list(self, key_filter: str) -> list[Slot]:
         """Every key that matches and has a value, oldest change first."""
-        barrier = await patiently(lambda: self._last(key_filter), limit=self._patience)
+        barrier, found = await together(
+            patiently(lambda: self._last(key_filter), limit=self._patience), self._newest(key_filter)
+        )
         if barrier is None:
             return []
+        if (
+            not found or found[-1].seq < barrier.seq
+        ):  # too many, or a replica that lags: page by page, until it is there
+            found = [*(await self._paged(key_filter, barrier)).values()]
+        return [slot for message in found if (slot := _slot(message)).value is not None]
+
+    async def _newest(self, key_filter: str) -> Sequence[Message] | None:
+        try:
+            return await self._link.records.newest([key_filter])
+        except UnavailableError:
+            return None  # the leader says what is wrong
+
+    async def _paged(self, key_filter: str, barrier: Message) -> dict[str, Message]:
         newest: dict[str, Message] = {}
         seq, until = 1, time.monotonic() + LIST_LIMIT
         while True:
@@ -140,7 +158,7 @@ class Records:
                 if behind is None:
                     break
                 await asyncio.sleep(0.01)
-        return [slot for message in newest.values() if (slot := _slot(message)).value is not None]
+        return newest
 
 
 def _slot(message: Message) -> Slot:

@@ -40,7 +40,7 @@ class Replica:
         self.content = ContentState(self.context)
         self.runs = Runs(self.context, self.ledger)
         self.aborts = Aborts(self.context, self.runs, self.ledger, self.content)
-        self.creation = Creation(self.context, self.runs, self.content, self.ledger)
+        self.creation = Creation(self.context, self.runs, self.content, self.ledger, self.aborts)
         self.liveness = Liveness(self.context, self.runs, self.aborts)
         self.upkeep = Upkeep(self.context, self.runs, self.liveness, self.content)
         self._users: set[object] = set()

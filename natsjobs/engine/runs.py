@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from copy import copy
 from weakref import WeakValueDictionary
 
@@ -24,7 +25,7 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.ends import EndRegistration, Ends
 from natsjobs.engine.jobs import JobRecord, mark_ended, put_active, read_record, write_record
 from natsjobs.engine.ledger import Ledger
-from natsjobs.engine.patience import patiently
+from natsjobs.engine.patience import Seldom, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
 from natsjobs.engine.terminals import End, Position, find_terminal, position_behind
@@ -66,16 +67,18 @@ class Runs:
     def __init__(self, context: Context, ledger: Ledger) -> None:
         """Empty."""
         self._context, self.ledger = context, ledger
-        self.ends = Ends(context)
+        self.ends = Ends(context, self._written)
         self.owned: dict[tuple[str, str], Run] = {}
         # Logs that this replica ended: (monotonic due time, id, generation).
         self.retired: deque[tuple[float, str, str]] = deque(maxlen=_RETIRED)
         self.over: dict[str, float] = {}  # stream id of a run that ended here -> when its live objects go, monotonic
         self.unstored: dict[tuple[str, str], End] = {}
+        self._seldom = Seldom()
         self._appenders: dict[tuple[str, str], Appender] = {}
         self._newest: dict[str, str] = {}
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._watched: dict[tuple[str, str], EndRegistration] = {}
+        self.on_disowned: Callable[[str], None] = _ignore
         context.on_terminal = self.seen_end
 
     # -- owning -------------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ class Runs:
 
     def disown(self, stream_id: str, generation: str, terminal: wire.Terminal | None = None) -> None:
         """Forget a run that never became one, or has ended (``terminal``)."""
-        self.owned.pop((stream_id, generation), None)
+        owned = self.owned.pop((stream_id, generation), None)
         if hub.tracer is not None:
             with hub.tracing() as tracer:
                 status = terminal.status.value if terminal is not None else None
@@ -97,6 +100,17 @@ class Runs:
                 tracer.end_run((stream_id, generation), status, reason)
         if self._newest.get(stream_id) == generation:
             del self._newest[stream_id]
+        if owned is not None:
+            self.ends.deafen(stream_id, generation)
+            self.on_disowned(stream_id)
+
+    def _written(self, stream_id: str, generation: str) -> float:
+        appender = self._appenders.get((stream_id, generation))
+        return appender.last_stored if appender is not None and appender.closed is None else 0.0
+
+    def newest(self, stream_id: str) -> str | None:
+        """The generation that is written to here, as far as is known the newest."""
+        return self._newest.get(stream_id)
 
     def active(self, stream_id: str, generation: str) -> None:
         """Any call on a run is activity."""
@@ -279,16 +293,18 @@ class Runs:
             except JobClosedError:
                 self.unstored.pop((stream_id, generation), None)
             except PermissionDeniedError as error:  # of this one, perhaps for a while; the others need not wait for it
-                _log.warning("the end of %s is not stored: %s", stream_id, error)
+                if self._seldom.may_say((stream_id, generation)):
+                    _log.warning("the end of %s is not stored, it is tried again and again: %s", stream_id, error)
             except UnavailableError:
                 return
             except NatsJobsError as error:
-                _log.warning("the end of %s cannot be stored: %s", stream_id, error)
+                if self._seldom.may_say((stream_id, generation)):
+                    _log.warning("the end of %s cannot be stored, it is tried again and again: %s", stream_id, error)
 
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
-        owing = [key for key, appender in self._appenders.items() if appender.owes][-_MOST_OWING:]
+        owing = {*[key for key, appender in self._appenders.items() if appender.owes][-_MOST_OWING:]}
         for key, appender in list(self._appenders.items()):
             if key in owing:
                 continue  # the next call on it is to hear that its events were not stored
@@ -340,6 +356,11 @@ class Runs:
         self._locks.clear()
         self.retired.clear()
         self.over.clear()
+
+
+def _ignore(stream_id: str) -> None:
+    """Nobody asked yet."""
+    del stream_id
 
 
 def lost_end(text: str, reason: EndReason) -> End:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -12,14 +11,12 @@ from natsjobs.engine import wire
 from natsjobs.engine.content_state import merge_steps
 from natsjobs.engine.jobs import (
     JobRecord,
-    active_key,
     change_record,
     check_fields,
     check_status,
     read_record,
-    record_of,
 )
-from natsjobs.engine.records import ConflictError
+from natsjobs.engine.lists import Lists
 from natsjobs.engine.replica import Replica
 from natsjobs.engine.terminals import End, end_event
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
@@ -46,6 +43,7 @@ class EngineStore:
         """No I/O; ``initialize`` opens."""
         self.replica = replica
         self._context = replica.context
+        self._lists = Lists(replica.context)
         self._opened = False
 
     @property
@@ -203,19 +201,8 @@ class EngineStore:
         for field, value in (("user_id", user_id), ("tenant_id", tenant_id)):
             if value is not None:
                 self._check(value, field)
-        jobs = [
-            job
-            for job in await self._all_jobs()
-            if (user_id is None or job.user_id == user_id)
-            and (wanted is None or job.status == wanted)
-            and (tenant_id is None or job.tenant_id == tenant_id)
-        ]
-        return sorted(jobs, key=lambda job: job.created_at, reverse=True)
-
-    async def _all_jobs(self) -> list[Job]:
         self._check("any")
-        slots = await self._context.records.list(self._context.subjects.records("job"))
-        return [record.job for slot in slots if (record := record_of(slot)) is not None]
+        return await self._lists.jobs(user_id, wanted, tenant_id)
 
     async def get_running_jobs(self) -> list[Job]:
         """All running jobs."""
@@ -226,29 +213,15 @@ class EngineStore:
         self._check(user_id, "user_id")
         if tenant_id is not None:
             self._check(tenant_id, "tenant_id")
-        subjects, records = self._context.subjects, self._context.records
-        active: list[str] = []
-        for slot in await records.list(subjects.records("active", user_id)):
-            parts = subjects.split_record(slot.key)
-            if parts is None or len(parts) != 3:
-                continue
-            record = await read_record(self._context, parts[2])
-            if record is None or record.status.is_terminal or active_key(self._context, record.job) != slot.key:
-                # Read after the entry, so the entry is stale; if a newer turn rewrites it, the revision saves it.
-                with contextlib.suppress(ConflictError):
-                    await records.remove(slot.key, expect=slot.revision)
-            elif tenant_id in {None, record.job.tenant_id}:
-                active.append(parts[2])
-        return active
+        return await self._lists.active(user_id, tenant_id)
 
     async def get_job_count(self) -> int:
         """How many jobs there are."""
-        return len(await self._all_jobs())
+        return len(await self.list_jobs())
 
     async def get_job_count_by_status(self, status: JobStatus | str) -> int:
         """How many jobs have this status."""
-        wanted = check_status(status)
-        return sum(job.status == wanted for job in await self._all_jobs())
+        return len(await self.list_jobs(status=status))
 
     async def cleanup(self) -> int:
         """One sweep over expired, orphaned and stale jobs; how many it ended or removed."""

@@ -150,6 +150,14 @@ class Subjects:
         """Abort signals, broadcast."""
         return f"{self.namespace}.abort.{escape(stream_id)}"
 
+    def split_abort(self, subject: str) -> str | None:
+        """The stream id of an abort subject; ``None``: not one of ours."""
+        prefix = f"{self.namespace}.abort."
+        try:
+            return unescape(subject[len(prefix) :]) if subject.startswith(prefix) else None
+        except ValueError:
+            return None
+
     def presence(self, stream_id: str) -> str:
         """Requests for subscriber counts; interest only while a replica has some."""
         return f"{self.namespace}.presence.{escape(stream_id)}"

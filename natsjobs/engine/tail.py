@@ -136,10 +136,13 @@ class Tail:
         self._opening = asyncio.get_running_loop().create_future()
         try:
             bus = self._context.link.bus
-            # One by one: what a cancellation leaves behind has to be known.
-            self._interests.append(await bus.subscribe(self._live_scope(), self._on_live))
-            self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake))
+            # One by one: what a cancellation leaves behind has to be known. Nothing is waited for before the newest
+            # message is here: it was asked for behind them.
+            self._interests.append(await bus.subscribe(self._live_scope(), self._on_live, sure=False))
+            self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake, sure=False))
             await self._find_tail()
+            for interest in self._interests:
+                await interest.confirm()
             self._forget_reconnect = self._context.link.on_reconnect(self._on_reconnect)
             self._release()
             self._looks.again()

@@ -17,9 +17,14 @@ class Tails:
         """Empty."""
         self._context = context
         self._tails: dict[tuple[str, str], Tail] = {}
+        self._newest: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._tails)
+
+    def newest(self, stream_id: str) -> str | None:
+        """The newest generation that is followed here."""
+        return self._newest.get(stream_id)
 
     async def enter(self, stream_id: str, generation: str) -> Tail:
         """Attach one reader. Raises as ``Tail.open`` does; then nothing is held."""
@@ -27,6 +32,7 @@ class Tails:
         tail = self._tails.get(key)
         if tail is None or tail.lost is not None:
             tail = self._tails[key] = Tail(self._context, stream_id, generation)
+            self._newest[stream_id] = max(generation, self._newest.get(stream_id, ""))
         tail.users += 1
         try:
             await tail.open()
@@ -42,10 +48,12 @@ class Tails:
             key = (tail.stream_id, tail.generation)
             if self._tails.get(key) is tail:
                 del self._tails[key]
+                if self._newest.get(tail.stream_id) == tail.generation:
+                    del self._newest[tail.stream_id]
             await tail.close()
 
     async def close(self) -> None:
         """Close all, whoever still reads."""
-        tails, self._tails = list(self._tails.values()), {}
+        tails, self._tails, self._newest = list(self._tails.values()), {}, {}
         for tail in tails:
             await tail.close()

@@ -90,6 +90,7 @@ class EngineTransport:
         subscription = HandlerSubscription(
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
+        await self._presence.approach(stream_id)
         await self._presence.join(stream_id)
         self._subscriptions.setdefault(stream_id, set()).add(subscription)
         try:
@@ -170,25 +171,16 @@ class EngineTransport:
             if record is None:
                 raise JobNotFoundError(stream_id)
             generation = record.generation
-        made: list[_Tracked] = []
-
-        def once(event: StreamEvent) -> Awaitable[None] | None:
-            for tracked in made:
-                tracked.forget()  # a callback that was called is none that is tracked
-            made.clear()
-            return callback(event)
-
-        registration = await self.replica.runs.ends.add(stream_id, generation, once)
-        tracked = self._track(stream_id, registration)
-        if registration.fired:
-            tracked.forget()
-        else:
-            made.append(tracked)
+        tracked = _TrackedEnd(self._registrations, stream_id, callback)
+        registration = await self.replica.runs.ends.add(stream_id, generation, tracked.once)
+        if not registration.fired:
+            tracked.track(registration)
         return tracked
 
     def _track(self, stream_id: str, registration: _Disposable) -> _Tracked:
-        self._registrations.setdefault(stream_id, []).append(registration)
-        return _Tracked(self._registrations, stream_id, registration)
+        tracked = _Tracked(self._registrations, stream_id)
+        tracked.track(registration)
+        return tracked
 
     # -- presence -----------------------------------------------------------------------------------------------
 
@@ -276,13 +268,22 @@ class EngineTransport:
         reader = LogReader(self._context, self._tails, reading.stream_id, follow=reading.follow)
         self._readers.add(reading)
         try:
-            await reader.start_at(after, generation, wait)
-            await self._presence.join(reading.stream_id)  # takes itself back when it is cut off
+            await self._presence.approach(reading.stream_id)
+            try:
+                await reader.start_at(after, generation, wait, likely=self._likely(reading.stream_id))
+            except BaseException:
+                await self._presence.turn_back(reading.stream_id)
+                raise
+            await self._presence.join(reading.stream_id)
         except BaseException:
             self._readers.discard(reading)
             await reader.close()
             raise
         return reader
+
+    def _likely(self, stream_id: str) -> str | None:
+        """The generation that the record will probably name: the one that is written or followed here."""
+        return self.replica.runs.newest(stream_id) or self._tails.newest(stream_id)
 
     async def detach(self, reading: _Reading, reader: LogReader) -> None:
         """Leave it."""
@@ -340,13 +341,23 @@ class _Reading:
 
 
 class _Tracked:
-    def __init__(self, table: dict[str, list[_Disposable]], stream_id: str, registration: _Disposable) -> None:
-        self._table, self._stream_id, self._registration = table, stream_id, registration
+    """A registration that ``get_tracked_stream_ids`` knows of and ``cleanup`` disposes."""
+
+    __slots__ = ("_registration", "_stream_id", "_table")
+
+    def __init__(self, table: dict[str, list[_Disposable]], stream_id: str) -> None:
+        self._table, self._stream_id = table, stream_id
+        self._registration: _Disposable | None = None
+
+    def track(self, registration: _Disposable) -> None:
+        """It is made."""
+        self._registration = registration
+        self._table.setdefault(self._stream_id, []).append(registration)
 
     def forget(self) -> None:
         """It is over by itself."""
         known = self._table.get(self._stream_id, [])
-        if self._registration in known:
+        if self._registration is not None and self._registration in known:
             known.remove(self._registration)
             if not known:
                 self._table.pop(self._stream_id, None)
@@ -354,4 +365,20 @@ class _Tracked:
     async def dispose(self) -> None:
         """Remove just this callback."""
         self.forget()
-        await self._registration.dispose()
+        if self._registration is not None:
+            await self._registration.dispose()
+
+
+class _TrackedEnd(_Tracked):
+    """That of an ``on_end`` callback: one that was called is none that is tracked."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, table: dict[str, list[_Disposable]], stream_id: str, callback: EndCallback) -> None:
+        super().__init__(table, stream_id)
+        self._callback = callback
+
+    def once(self, event: StreamEvent) -> Awaitable[None] | None:
+        """The end is here."""
+        self.forget()
+        return self._callback(event)

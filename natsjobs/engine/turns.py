@@ -36,7 +36,8 @@ class Turns:
         subjects = self._context.subjects
         key = subjects.record("job", self._stream_id)
         subject = subjects.changes_prefix + key[len(subjects.record_prefix) :]
-        self._interest = await self._context.link.bus.subscribe(subject, self._on_change)
+        # Whoever waits reads the record next, and has that answer behind this.
+        self._interest = await self._context.link.bus.subscribe(subject, self._on_change, sure=False)
         self._forget = self._context.link.on_reconnect(self._news.set)
 
     def _on_change(self, _: Incoming) -> None:
@@ -77,22 +78,20 @@ class Turns:
                         looks.news()
         return None
 
-
-async def oldest_after(context: Context, stream_id: str, given: str | None, newest: str) -> str:
-    """The generation that follows ``given``: several may have begun meanwhile, and their ids sort.
-
-    Raises:
-        UnavailableError: NATS does not answer.
-    """
-    if given is None:
+    async def oldest_after(self, given: str | None, newest: str) -> str:
+        """The generation that follows ``given``: several may have begun meanwhile, and their ids sort."""
+        if given is None:
+            return newest
+        subjects = self._context.subjects
+        found = await patiently(
+            lambda: self._context.link.events.subjects(subjects.all_generations(self._stream_id)),
+            limit=self._context.patience,
+        )
+        # Without an end it was never a turn: its create died, or lost a race, before the record named it (A6).
+        names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
+        for name in sorted(name for name in names if given < name < newest):
+            end = subjects.end(self._stream_id, name)
+            last = await patiently(partial(self._context.link.events.last, end), limit=self._context.patience)
+            if last is not None and await find_terminal(self._context.link, end, last) is not None:
+                return name  # what somebody else put there would keep a follower waiting for ever
         return newest
-    subjects, events = context.subjects, context.link.events
-    found = await patiently(lambda: events.subjects(subjects.all_generations(stream_id)), limit=context.patience)
-    # Without an end it was never a turn: its create died, or lost a race, before the record named it (A6).
-    names = {parts[1] for subject in found if (parts := subjects.split_event(subject)) and parts[2] == "end"}
-    for name in sorted(name for name in names if given < name < newest):
-        end = subjects.end(stream_id, name)
-        last = await patiently(partial(events.last, end), limit=context.patience)
-        if last is not None and await find_terminal(context.link, end, last) is not None:
-            return name  # what somebody else put there would keep a follower waiting for ever
-    return newest

@@ -20,7 +20,7 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.creation import remove_log
 from natsjobs.engine.jobs import JobRecord, active_key, mark_ended, put_active, read_record, record_of
 from natsjobs.engine.liveness import Liveness
-from natsjobs.engine.patience import patiently
+from natsjobs.engine.patience import Seldom, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Run, Runs, lost_end
@@ -39,6 +39,7 @@ class Upkeep:
 
     def __init__(self, context: Context, runs: Runs, liveness: Liveness, content: ContentState) -> None:
         """Nothing happens before ``start``."""
+        self._seldom = Seldom()
         self._gone: set[tuple[str, str]] = set()  # logs that the sweep knows to be tombstones
         self._nameless: set[str] = set()  # stream ids with live objects and no record, at the last sweep
         self._context, self._runs, self._liveness, self._content = context, runs, liveness, content
@@ -64,13 +65,16 @@ class Upkeep:
         await self._runs.forget_idle()
         self._forget_live()
         limit, now = self._context.config.retention.running, time.monotonic()
-        for run in list(self._runs.owned.values()):
-            if limit <= 0:
-                break
-            if now - run.active_at > limit:
-                await self._expire(run)
-            elif run.active_at > run.touched_at and now - run.touched_at > limit / 4:
-                await self._runs.touch(run)
+        for key, run in list(self._runs.owned.items()) if limit > 0 else ():
+            try:
+                if now - run.active_at > limit:
+                    if key not in self._runs.unstored:  # else its end is tried again and again already
+                        await self._expire(run)
+                elif run.active_at > run.touched_at and now - run.touched_at > limit / 4:
+                    await self._runs.touch(run)
+            except PermissionDeniedError as error:  # of this one; the others need not wait for it
+                if self._seldom.may_say(key):
+                    _log.warning("job %s, which has no activity or needs to be noted as active: %s", key[0], error)
 
     def _forget_live(self) -> None:
         """Lists and graphs that callers gave us go when the record goes; else a process would hold them all."""
@@ -161,7 +165,7 @@ class Upkeep:
                 _log.warning("the sweep passes over %s: %s", record.stream_id, error)  # one job holds up no other
         ended += await self._sweep_owners(running, alive)
         ended += await self._sweep_index(entries, records)
-        await self._sweep_missing_index(entries, running)
+        await self._sweep_missing_index(entries, running, now)
         await self._sweep_logs(logs, records)
         self._sweep_live(records)
         return ended
@@ -232,14 +236,18 @@ class Upkeep:
             return 0
         return 1
 
-    async def _sweep_missing_index(self, entries: list[Slot], running: list[JobRecord]) -> None:
-        """Running jobs that no list shows: their creator died between record and index (B5)."""
-        listed = {slot.key: (slot.value or {}).get("generation") for slot in entries}
+    async def _sweep_missing_index(self, entries: list[Slot], running: list[JobRecord], now: float) -> None:
+        """Running jobs that no list shows as they are: a creator died between record and index (B5)."""
+        listed = {slot.key: slot for slot in entries}
         for record in running:
-            if listed.get(active_key(self._context, record.job)) != record.generation:
+            slot = listed.get(active_key(self._context, record.job))
+            named = None if slot is None else str((slot.value or {}).get("generation"))
+            if slot is None or named != record.generation:
                 current = await read_record(self._context, record.stream_id)
                 if current is not None and current.generation == record.generation and not current.status.is_terminal:
-                    await put_active(self._context, current.job)
+                    # An entry of a later generation is that of a create under way, or of one that died or lost.
+                    stale = slot is not None and now - slot.time > self._context.config.retention.orphan
+                    await put_active(self._context, current.job, over=named or "" if stale else "")
 
     async def _sweep_logs(self, logs: dict[str, int], records: dict[str, JobRecord]) -> None:
         """Logs that no record names: a create that died, a generation that was replaced, a job that expired."""

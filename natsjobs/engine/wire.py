@@ -275,9 +275,12 @@ def split_text(raw: bytes, size: int) -> list[str]:
     return pieces
 
 
+_ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+
+
 def ascii_json(value: Any) -> bytes:
     """One line of ASCII JSON: ``nats kv get`` prints anything else as base64."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+    return _ascii(value).encode()
 
 
 # -- ids and cursors ------------------------------------------------------------------------------------------------

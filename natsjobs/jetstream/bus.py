@@ -13,14 +13,47 @@ from natsjobs.jetstream.inbox import WireInterest
 from natsjobs.jetstream.wire import Wire
 
 
+class NatsInterest(WireInterest):
+    """A subscription on the bus: implements the port ``Interest``."""
+
+    __slots__ = ("_bus", "_hear")
+
+    def __init__(self, bus: NatsBus, subject: str, handler: BusHandler) -> None:
+        """Sent by ``NatsBus.subscribe``."""
+        super().__init__(subject, None, bus.wire.forget)
+        self._bus = bus
+        self._hear = handler
+
+    def deliver(self, subject: str, reply: str, body: bytes, headers: bytes) -> None:
+        """Hand one message over, unless it was unsubscribed.
+
+        A reply subject that is no inbox is left out: whoever may ask a question must not choose what we publish to.
+        """
+        if not self.active:
+            return
+        bus = self._bus
+        if reply and (reply.startswith(bus.no_inboxes) or not bus.wire.is_inbox(reply)):
+            garbage.skipped("a request", f"its answer would go to {reply}", body)
+            reply = ""
+        if not headers:
+            self._hear(Incoming(subject, body, reply, 0))
+            return
+        seq = number_of(headers, b"Nats-Sequence")
+        self._hear(Incoming(subject, body, reply, seq or 0, marker_of(headers)))
+
+    async def confirm(self) -> None:
+        """Wait until the server knows of it. Raises as ``NatsBus.subscribe`` does; the interest stays."""
+        await self._bus.wire.confirm(self, limit=self._bus.limit)
+
+
 class NatsBus:
     """Core subjects as one link sees them: implements the port ``Bus``."""
 
     def __init__(self, wire: Wire, namespace: str, *, request: float) -> None:
         """``request``: how long ``subscribe`` may take."""
-        self._wire = wire
-        self._no_inboxes = ("$", f"{namespace}.")  # whatever inboxes begin with: a namespace may begin with "_" too
-        self._request = request
+        self.wire = wire
+        self.limit = request
+        self.no_inboxes = ("$", f"{namespace}.")  # whatever inboxes begin with: a namespace may begin with "_" too
 
     async def publish(self, subject: str, body: bytes) -> None:
         """Send and forget; while the connection is away, only forget.
@@ -28,27 +61,18 @@ class NatsBus:
         Raises:
             EventTooLargeError: Larger than the server takes; nothing was sent.
         """
-        await self._wire.publish(subject, body)
+        await self.wire.publish(subject, body)
 
-    async def subscribe(self, subject: str, handler: BusHandler) -> WireInterest:
+    async def subscribe(self, subject: str, handler: BusHandler, *, sure: bool = True) -> NatsInterest:
         """Call ``handler`` for every message that is published after this has returned.
 
         Raises:
             UnavailableError: The connection is away for longer than ``timing.request``.
             PermissionDeniedError: The server refused it.
         """
-
-        def receive(subject: str, reply: str, body: bytes, headers: bytes) -> None:
-            if reply and (reply.startswith(self._no_inboxes) or not self._wire.is_inbox(reply)):
-                garbage.skipped("a request", f"its answer would go to {reply}", body)
-                reply = ""
-            if not headers:
-                handler(Incoming(subject, body, reply, 0))
-                return
-            seq = number_of(headers, b"Nats-Sequence")
-            handler(Incoming(subject, body, reply, seq or 0, marker_of(headers)))
-
-        return await self._wire.subscribe(subject, receive, limit=self._request)
+        interest = NatsInterest(self, subject, handler)
+        await self.wire.subscribe(interest, limit=self.limit, sure=sure)
+        return interest
 
     async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:
         """The first answer. Raises as the port says."""
@@ -57,7 +81,7 @@ class NatsBus:
             return body, status_of(headers)
 
         try:
-            answer, status = await self._wire.request(subject, body, take, limit=timeout)
+            answer, status = await self.wire.request(subject, body, take, limit=timeout)
         except (RequestFailedError, ConnectionLostError) as error:
             raise _unanswered(error, subject) from None
         if status == NOBODY:
@@ -77,7 +101,7 @@ class NatsBus:
             return 200 if enough is not None and enough(answers) else None
 
         try:
-            status = await self._wire.request(subject, body, take, limit=timeout)
+            status = await self.wire.request(subject, body, take, limit=timeout)
         except (RequestFailedError, ConnectionLostError) as error:
             if not answers:
                 raise _unanswered(error, subject) from None

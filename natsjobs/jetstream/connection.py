@@ -52,6 +52,7 @@ class Connection:
         self._inbox = Inbox()
         self._published: deque[str] = deque(maxlen=64)  # lately, without waiting for an answer
         self._interests: set[WireInterest] = set()
+        self.forget: Callable[[WireInterest], None] = self._interests.discard
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._tasks = Tasks()
         self._recovering = False
@@ -129,7 +130,7 @@ class Connection:
             tap.add(self)
             if not self._inbox.prefix:
                 self._inbox.prefix = f"{nc.new_inbox()}."
-                self._interests.add(WireInterest(self._inbox_subject, self._inbox.answered, self._interests.discard))
+                self._interests.add(WireInterest(self._inbox_subject, self._inbox.answered, self.forget))
             for interest in list(self._interests):
                 await interest.attach(tap)
         await self._sure(self._inbox_subject, started, deadline, new=True)
@@ -142,11 +143,14 @@ class Connection:
         """Whether an answer may go there: inboxes begin with ``_`` or as our own, and no stream or API does."""
         return subject.startswith(("_", f"{self._inbox.prefix.rsplit('.', 2)[0]}."))
 
-    async def _sure(self, subject: str, started: float, deadline: float, *, new: bool = False) -> None:
+    async def _sure(
+        self, subject: str, started: float, deadline: float, *, before: float = math.inf, new: bool = False
+    ) -> None:
         """Wait until the server has processed a SUB that was made after ``started``.
 
-        ``new``: on a connection that is being taken up; if it dies meanwhile (a JWT that ends in this very second)
-        nobody else will replace it.
+        ``before``: how many requests had been made then; a server takes commands in their order, so whoever has the
+        answer to a later one waits for nothing. ``new``: on a connection that is being taken up; if it dies meanwhile
+        (a JWT that ends in this very second) nobody else will replace it.
 
         Raises:
             UnavailableError: It did not.
@@ -164,7 +168,9 @@ class Connection:
                 raise ConnectionLostError(why)
             if tap is None or left <= 0:
                 raise UnavailableError(f"subscribing to {subject}: NATS did not answer")
-            known = tap.nc.is_connected and await (self._taken_up(tap, left) if new else tap.barrier(left))
+            known = self._inbox.heard > before
+            if not known and tap.nc.is_connected:
+                known = await (self._taken_up(tap, left) if new else tap.barrier(left))
             _check_room(tap, subject, ours=ours)
             if known:
                 break

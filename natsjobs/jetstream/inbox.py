@@ -7,7 +7,6 @@ particular. It sends nothing. Guarantees that a request that waits is ended by w
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import time
 from collections import deque
@@ -32,18 +31,43 @@ _SWEEPS = 0.01
 """Requests end no more than this after their deadline: one timer looks after all of them."""
 
 
+def _nothing() -> None:
+    """Nobody asks again."""
+
+
 class Waiting:
     """One request that waits for its answers: with a future, or with a function that is called at its end."""
 
-    __slots__ = ("deadline", "error", "future", "heard", "result", "started", "subject", "take", "then", "token")
+    __slots__ = (
+        "again",
+        "deadline",
+        "due",
+        "error",
+        "future",
+        "heard",
+        "number",
+        "result",
+        "started",
+        "subject",
+        "take",
+        "then",
+        "token",
+        "unheard",
+    )
 
-    def __init__(self, token: str, subject: str, take: Take, limit: float, then: Then | None) -> None:
-        self.token = token
+    def __init__(self, number: int, subject: str, take: Take, limit: float, again: float, then: Then | None) -> None:
+        self.number = number
+        self.token = str(number)
         self.subject = subject
         self.take = take
         self.heard = False
         self.started = time.monotonic()
         self.deadline = self.started + limit
+        self.again = again
+        self.unheard: Callable[[], object] = _nothing
+        """Called every ``again`` seconds as long as there is no answer."""
+        self.due = self.started + min(limit, again)
+        """When it has to be looked at next."""
         self.result: Any = None
         self.error: Exception | None = None
         self.then = then
@@ -74,7 +98,10 @@ class Inbox:
 
     def __init__(self) -> None:
         self.prefix = ""
-        self._tokens = itertools.count(1)
+        self.asked = 0
+        """How many requests were made: what is sent now comes before the next one."""
+        self.heard = 0
+        """The newest request that was answered: the server has processed what was sent before it."""
         self._waiting: dict[str, Waiting] = {}
         self._denials: deque[tuple[float, str]] = deque(maxlen=32)
         self._timer: asyncio.TimerHandle | None = None
@@ -83,15 +110,18 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def expect(self, subject: str, take: Take, limit: float, then: Then | None = None) -> Waiting:
+    def expect(
+        self, subject: str, take: Take, limit: float, *, again: float = math.inf, then: Then | None = None
+    ) -> Waiting:
         """A request is about to be sent; its answers go to ``prefix`` + ``token``.
 
         ``then`` is called at its end; without it there is a future, and ``done`` must follow.
         """
-        waiting = Waiting(str(next(self._tokens)), subject, take, limit, then)
+        self.asked += 1
+        waiting = Waiting(self.asked, subject, take, limit, again, then)
         self._waiting[waiting.token] = waiting
-        if waiting.deadline < self._due:
-            self._look_at(waiting.deadline)
+        if waiting.due < self._due:
+            self._look_at(waiting.due)
         return waiting
 
     def done(self, waiting: Waiting) -> None:
@@ -107,6 +137,7 @@ class Inbox:
         if waiting is None or waiting.over:
             return
         waiting.heard = True
+        self.heard = max(self.heard, waiting.number)
         try:
             result = waiting.take(body, headers)
         except (msgspec.MsgspecError, RecursionError) as error:
@@ -153,32 +184,43 @@ class Inbox:
         self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._sweep)
 
     def _sweep(self) -> None:
-        """End what is beyond its deadline."""
+        """End what is beyond its deadline, and let those ask again whom nobody has answered."""
         self._timer, self._due = None, math.inf
         now = time.monotonic()
-        for waiting in [waiting for waiting in self._waiting.values() if waiting.deadline <= now]:
-            violation = self.denial(waiting.started)
-            meanwhile = f"; meanwhile NATS reported: {violation}" if violation else ""
-            self._end(waiting, None, RequestFailedError(f"no answer in time{meanwhile}", sent=True))
-        left = min((waiting.deadline for waiting in self._waiting.values() if not waiting.over), default=math.inf)
+        for waiting in [waiting for waiting in self._waiting.values() if waiting.due <= now]:
+            if waiting.deadline <= now:
+                violation = self.denial(waiting.started)
+                meanwhile = f"; meanwhile NATS reported: {violation}" if violation else ""
+                self._end(waiting, None, RequestFailedError(f"no answer in time{meanwhile}", sent=True))
+                continue
+            if not waiting.heard and not waiting.over:
+                waiting.unheard()
+            waiting.due = waiting.deadline if waiting.heard else min(waiting.deadline, now + waiting.again)
+        left = min((waiting.due for waiting in self._waiting.values() if not waiting.over), default=math.inf)
         if left < self._due:
             self._look_at(max(left, now + _SWEEPS))
 
 
 class WireInterest:
-    """A subscription that outlives the connection it was made on: implements the port ``Interest``."""
+    """A subscription that outlives the connection it was made on."""
 
-    def __init__(self, subject: str, handler: Handler, forget: Callable[[WireInterest], None]) -> None:
+    __slots__ = ("_forget", "_handler", "_on", "_tap", "active", "before", "started", "subject")
+
+    def __init__(self, subject: str, handler: Handler | None, forget: Callable[[WireInterest], None]) -> None:
         """``forget`` is called when it is over, so that nobody makes it again."""
         self.subject = subject
-        self._handler: Handler | None = handler
+        self.active = True
+        self._handler = handler
         self._forget = forget
         self._tap: Tap | None = None
-        self._on: tuple[Tap, Subscription] | None = None
+        self._on: Subscription | None = None
+        self.started = time.monotonic()
+        self.before = 0
+        """``Inbox.asked`` when it was sent: an answer to a later request proves that the server knows of it."""
 
     def deliver(self, subject: str, reply: str, body: bytes, headers: bytes) -> None:
         """Hand one message over, unless it was unsubscribed."""
-        if self._handler is not None:
+        if self.active and self._handler is not None:
             self._handler(subject, reply, body, headers)
 
     async def attach(self, tap: Tap) -> None:
@@ -187,20 +229,20 @@ class WireInterest:
             return
         self._tap = tap
         try:
-            self._on = (tap, await tap.subscribe(self.subject, self.deliver))
+            self._on = await tap.subscribe(self.subject, self.deliver)
         except BaseException:
             self._tap = None
             raise
-        if self._handler is None:
+        if not self.active:
             await self.unsubscribe()
 
     async def unsubscribe(self) -> None:
         """Stop; twice is fine. The handler is not called any more, from the moment of the call on."""
-        self._handler = None
+        self.active = False
         self._forget(self)
         on, self._on = self._on, None
-        if on is not None:
-            await on[0].unsubscribe(on[1])
+        if on is not None and self._tap is not None:
+            await self._tap.unsubscribe(on)
 
 
 def names(violation: str, subject: str) -> bool:

@@ -21,6 +21,7 @@ from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import PermissionDeniedError, UnavailableError
 from natsjobs.jetstream.faults import NO_STREAM, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import NOBODY, seconds_of, status_of
+from natsjobs.jetstream.inbox import WireInterest
 from natsjobs.jetstream.setup import NEVER, api_prefix
 from natsjobs.jetstream.tap import server_info
 from natsjobs.jetstream.wire import Wire
@@ -153,8 +154,9 @@ class Inspection:
 
     async def may_subscribe(self, subject: str) -> bool:
         """Whether this user may."""
+        interest = WireInterest(subject, None, self._wire.forget)
         try:
-            interest = await self._wire.subscribe(subject, _ignore, limit=self._limit)
+            await self._wire.subscribe(interest, limit=self._limit)
         except PermissionDeniedError:
             return False
         await interest.unsubscribe()
@@ -205,10 +207,6 @@ class Inspection:
             subscribe(f"{names.changes_prefix}job.*", f"{names.changes_prefix}job.{_EAR}"),
             *(subscribe(f"{ns}.{kind}.*", f"{ns}.{kind}.{_EAR}") for kind in core),
         ]
-
-
-def _ignore(_subject: str, _reply: str, _body: bytes, _headers: bytes) -> None:
-    """Nothing is wanted of what comes."""
 
 
 def _whole(body: bytes, headers: bytes) -> tuple[bytes, int]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
 
 from natsjobs.engine import garbage
-from natsjobs.engine.ports import Message, StreamMissingError, StreamState, WrongSequenceError
+from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.acks import Ack, Posted, read_ack
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
@@ -29,6 +29,8 @@ from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 _log = logging.getLogger(__name__)
 
 
+_ALL, _TOO_MANY = 204, 413
+_MORE = 299  # ours: that was all of this page, and there is more
 _LOOK_EVERY = 1.0
 _LEADER_ONLY = 10.0
 """After replicas were silent, pages come from the leader for this long."""
@@ -95,7 +97,7 @@ class NatsStream:
         self._request = request
         self._missing = missing
         self._get = f"{prefix}.STREAM.MSG.GET.{name}"
-        self._direct = f"{prefix}.DIRECT.GET.{name}"
+        self._pages = f"{prefix}.DIRECT.GET.{name}"
         self._about = f"{prefix}.STREAM.INFO.{name}"
         self._looked = self._silent = -math.inf
 
@@ -168,19 +170,37 @@ class NatsStream:
         """The newest message that matches, read at the leader. Raises as the port says."""
         return await self._read({"last_by_subj": subject_filter})
 
-    async def page(self, subject_filter: str, seq: int, *, batch: int = 64, max_bytes: int = 524_288) -> list[Message]:
+    async def page(
+        self, subject_filter: str, seq: int, *, batch: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Message]:
         """Up to ``batch`` messages that match, from ``seq`` on, from any replica. Raises as the port says."""
         if time.monotonic() - self._silent >= _LEADER_ONLY:
             query = {"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter}
-            page = await self._direct_page(_encode(query))
-            if page is not None:
-                return page
+            found = await self._direct(_encode(query))
+            if found is not None:
+                return found[0]  # it says nothing about the leader: a replica that is cut off from it sends pages, too
             _log.info("no replica of %s sends pages; reading at the leader", self.name)
             self._silent = time.monotonic()
         return await self._leader_page(subject_filter, seq, batch, max_bytes)
 
-    async def _direct_page(self, query: bytes) -> list[Message] | None:
-        """One page of any replica; ``None``: silence, which says nothing about the leader."""
+    async def newest(self, filters: Sequence[str]) -> list[Message] | None:
+        """The newest message of each subject that matches, from any replica. Raises as the port says."""
+        if time.monotonic() - self._silent < _LEADER_ONLY:
+            return None
+        query = {"multi_last": filters, "batch": PAGE, "max_bytes": PAGE_BYTES}
+        found = await self._direct(_encode(query), refusals={_TOO_MANY, _MORE})
+        if found is None:
+            self._silent = time.monotonic()
+            return None
+        page, status = found
+        # 404: nothing matches; behind messages: one was replaced while they were being sent, which ended that.
+        return page if status == _ALL or (status == 404 and not page) else None
+
+    async def _direct(self, query: bytes, refusals: Collection[int] = ()) -> tuple[list[Message], int] | None:
+        """Messages of any replica, and the status behind them; ``None``: silence, which says nothing about the leader.
+
+        In order and without a hole as far as they go; 0: no status came. ``refusals`` are statuses that are no error.
+        """
         doing = f"reading a page of {self.name}"
         page: list[Message] = []
 
@@ -189,8 +209,8 @@ class NatsStream:
                 page.append(message)  # also one that somebody stored with a status line of his own
                 return None
             if status := status_of(headers):
-                return status
-            garbage.skipped("an answer", self._direct, body)
+                return _MORE if status == _ALL and number_of(headers, b"Nats-Num-Pending") else status
+            garbage.skipped("an answer", self._pages, body)
             return None
 
         def again() -> None:
@@ -199,18 +219,18 @@ class NatsStream:
         started = time.monotonic()
         limit = min(self._request, max(1.0, self._request / 4))
         try:
-            status: int = await self._repeat(self._direct, query, take, again, limit=limit)
+            status: int = await self._repeat(self._pages, query, take, again, limit=limit)
         except RequestFailedError as error:
-            if page:  # in order and without a hole, as far as it goes
-                return page
+            if page:
+                return page, 0
             if error.sent and not error.denied and self._wire.ready:
                 return None
-            raise self._failed(error, doing, started, self._direct) from None
+            raise self._failed(error, doing, started, self._pages) from None
         if status == NOBODY:
             await self._nobody(doing, started)
-        elif status >= 400 and status != 404:  # 404: nothing there; others: the request was refused
+        elif status >= 400 and status != 404 and status not in refusals:  # 404: nothing there
             raise await self._refused(ServerError(status, 0, "the request was refused"), doing, started)
-        return page  # which says nothing about the leader: a replica that is cut off from it sends pages, too (A1, B4)
+        return page, status
 
     async def _leader_page(self, subject_filter: str, seq: int, batch: int, max_bytes: int) -> list[Message]:
         page: list[Message] = []

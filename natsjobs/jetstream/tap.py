@@ -27,6 +27,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import ConnectionClosedError, ConnectionDrainingError
 from nats.errors import Error as NatsError
 
 from natsjobs.errors import UnsupportedServerError
@@ -38,7 +39,9 @@ Handler: TypeAlias = Callable[[str, str, bytes, bytes], None]
 """Called with subject, reply subject, body and raw headers (``b""``: none); must not block."""
 
 _CALLBACKS = ("_disconnected_cb", "_reconnected_cb", "_closed_cb", "_error_cb")
-_DIRECT = ("_process_msg", "_pending", "_pending_data_size", "_flush_queue", "_pongs", "_transport", "_sid", "stats")
+_DIRECT = (
+    "_process_msg", "_pending", "_pending_data_size", "_flush_queue", "_pongs", "_transport", "_sid", "_subs", "stats",
+)  # fmt: skip
 _NEVER = 86_400
 _CLOSE = 2.0
 _CROWDED = 4 * 1024 * 1024
@@ -90,6 +93,8 @@ class Tap:
         self._ours: dict[str, Any] = {}
         self._below: dict[str, Any] = {}
         self._barriers: set[asyncio.Future[bool]] = set()
+        self._never: Any = object()  # stands where nats-py wants a future that it would set
+        self._queue: asyncio.Queue[Msg] | None = None
         self._tasks = Tasks()
         self._flushing = False
 
@@ -184,21 +189,30 @@ class Tap:
 
             public: Subscription = await _uncancelled(self._public.subscribe(subject, cb=receive))
             return public
-        sid: int = self._inner._sid + 1  # taken by `subscribe` before it first waits
+        if self.nc.is_closed:
+            raise ConnectionClosedError
+        if self.nc.is_draining:
+            raise ConnectionDrainingError
+        inner = self._inner
+        inner._sid += 1
+        sid: int = inner._sid
+        # nats-py makes it anew after a reconnect. It never delivers to it, as we come before it; so one queue, for ever
+        # empty, does for all of them: each would weigh as much as the rest of a job.
+        subscription = Subscription(self.nc, sid, subject, future=self._never)
+        self._queue = subscription._pending_queue = self._queue or subscription._pending_queue  # pyright: ignore[reportPrivateUsage]
+        inner._subs[sid] = subscription
         self._handlers[sid] = handler
-        try:
-            # With a future there is neither a task nor a queue; none is ever set, as we come before it.
-            never = asyncio.get_running_loop().create_future()
-            subscription: Subscription = await _uncancelled(self._public.subscribe(subject, future=never))
-        except BaseException:
-            self._handlers.pop(sid, None)
-            raise
+        self._put(f"SUB {subject}  {sid}\r\n".encode())
         return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Stop; the handler is not called any more, from the moment of the call on."""
         if self.direct:
-            self._handlers.pop(subscription._id, None)  # pyright: ignore[reportPrivateUsage]
+            sid: int = subscription._id  # pyright: ignore[reportPrivateUsage]
+            self._handlers.pop(sid, None)
+            if self._inner._subs.pop(sid, None) is not None and self.nc.is_connected:
+                self._put(f"UNSUB {sid}\r\n".encode())
+            return
         with contextlib.suppress(NatsError):  # closed or draining: the interest goes with the connection
             await _uncancelled(subscription.unsubscribe())
 
@@ -240,13 +254,17 @@ class Tap:
         """As ``send``, in direct mode only; ``head``: the headers as they go over the wire."""
         if head:
             line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(body)}\r\n"
-            command = _Command(b"".join((line.encode(), head, body, b"\r\n")))
+            command = b"".join((line.encode(), head, body, b"\r\n"))
         else:
-            command = _Command(b"".join((f"PUB {subject} {reply} {len(body)}\r\n".encode(), body, b"\r\n")))
+            command = b"".join((f"PUB {subject} {reply} {len(body)}\r\n".encode(), body, b"\r\n"))
+        stats = self._inner.stats
+        stats["out_msgs"] += 1
+        stats["out_bytes"] += len(body)
+        self._put(command)
+
+    def _put(self, command: bytes) -> None:
         inner = self._inner
-        inner.stats["out_msgs"] += 1
-        inner.stats["out_bytes"] += len(body)
-        inner._pending.append(command)
+        inner._pending.append(_Command(command))
         inner._pending_data_size += len(command)
         self._kick()
 

@@ -10,7 +10,6 @@ server says that a permission is missing, whatever is first; no handler's error 
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 import time
@@ -22,7 +21,7 @@ from natsjobs.errors import EventTooLargeError, InvalidArgumentError, Unavailabl
 from natsjobs.jetstream.connection import Connection
 from natsjobs.jetstream.faults import RequestFailedError, translated
 from natsjobs.jetstream.inbox import Take, Then, WireInterest
-from natsjobs.jetstream.tap import Handler, header_bytes
+from natsjobs.jetstream.tap import header_bytes
 
 HEADER_ROOM = 1024
 """What is left for headers below ``max_payload``."""
@@ -93,15 +92,16 @@ class Wire(Connection):
         self.check(subject, body, headers)
         deadline = time.monotonic() + limit
         tap = await self._ready(min(wait, limit))
-        waiting = self._inbox.expect(subject, take, deadline - time.monotonic())
+        waiting = self._inbox.expect(subject, take, deadline - time.monotonic(), again=again)
         assert waiting.future is not None
-        try:
+
+        async def send() -> None:
             with translated(f"sending to {subject}"):
                 await tap.send(subject, body, reply=self._inbox.prefix + waiting.token, headers=headers)
-                while again < limit and not (waiting.heard or waiting.future.done()):
-                    await asyncio.wait({waiting.future}, timeout=again)
-                    if not waiting.heard and not waiting.future.done():
-                        await tap.send(subject, body, reply=self._inbox.prefix + waiting.token, headers=headers)
+
+        waiting.unheard = lambda: self._tasks.spawn(send(), "natsjobs ask again")
+        try:
+            await send()
             return await waiting.future
         finally:
             self._inbox.done(waiting)
@@ -116,32 +116,38 @@ class Wire(Connection):
             return False
         if len(body) + max(HEADER_ROOM, len(head)) > tap.nc.max_payload:
             return False
-        waiting = self._inbox.expect(subject, take, limit, then)
+        waiting = self._inbox.expect(subject, take, limit, then=then)
         tap.push(subject, body, self._inbox.prefix + waiting.token, head)
         return True
 
     # -- interests ----------------------------------------------------------------------------------------------------
 
-    async def subscribe(self, subject: str, handler: Handler, *, limit: float) -> WireInterest:
-        """An interest that the server of this connection knows of when this returns.
+    async def subscribe(self, interest: WireInterest, *, limit: float, sure: bool = True) -> None:
+        """Take up an interest: sent when this returns, and known to the server if that is waited for (``sure``).
 
         Raises:
             UnavailableError: The connection is away for longer than ``limit`` seconds.
             PermissionDeniedError: The server refused it.
         """
-        started = time.monotonic()
-        deadline = started + limit
-        interest = WireInterest(subject, handler, self._interests.discard)
+        deadline = time.monotonic() + limit
         self._interests.add(interest)
         try:
             try:
                 tap = await self._ready(limit)
             except RequestFailedError as error:
-                raise UnavailableError(f"subscribing to {subject}: {error}") from None
-            with translated(f"subscribing to {subject}"):
+                raise UnavailableError(f"subscribing to {interest.subject}: {error}") from None
+            interest.before = self._inbox.asked
+            with translated(f"subscribing to {interest.subject}"):
                 await interest.attach(tap)
-            await self._sure(subject, started, deadline)
+            if sure:
+                await self.confirm(interest, limit=deadline - time.monotonic())
         except BaseException:
             await interest.unsubscribe()
             raise
-        return interest
+
+    async def confirm(self, interest: WireInterest, *, limit: float) -> None:
+        """Wait until the server knows of an interest: not at all, if it has answered what was asked later.
+
+        Raises as ``subscribe`` does; the interest stays.
+        """
+        await self._sure(interest.subject, interest.started, time.monotonic() + limit, before=interest.before)

@@ -21,10 +21,11 @@ from typing import Any, Self, Unpack
 from natsjobs.config import Config
 from natsjobs.errors import NotOpenError
 from natsjobs.interfaces import EventReader, EventTransport, IfRunning, JobStore
+from natsjobs.manager.block import Blocks, RunBlock
 from natsjobs.manager.interrupt import outlast
 from natsjobs.manager.outcome import Backend
 from natsjobs.manager.reading import ReaderBlock
-from natsjobs.manager.run import JobRun, RunBlock
+from natsjobs.manager.run import JobRun
 from natsjobs.models import AbortResult, Job, JobFields, JobStatus, ResumeState, UsageMetadata
 from natsjobs.tasks import Tasks
 
@@ -51,7 +52,7 @@ class JobManager:
         self._ends = Tasks()
         self._works = Tasks()
         self._backend = Backend(store, transport, self._config, self._ends)
-        self._blocks: set[RunBlock] = set()
+        self._blocks = Blocks()
         self._readers: set[ReaderBlock] = set()
         self._changed = asyncio.Event()
         self._opened = False
@@ -316,7 +317,7 @@ class JobManager:
         """Wait until these blocks are left; ``ending``: or wait only for an end that cannot be stored."""
         try:
             async with asyncio.timeout(timeout):
-                while any(not (ending and block.waits_for_nats) for block in blocks & self._blocks):
+                while any(b in self._blocks and not (ending and b.waits_for_nats) for b in blocks):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

@@ -19,7 +19,7 @@ from natsjobs.errors import JobClosedError, NotOpenError, UnavailableError
 from natsjobs.interfaces import EventTransport, JobStore, Registration
 from natsjobs.manager.interrupt import Interrupt
 from natsjobs.models import EndReason, EventType, Job, JobStatus, StreamEvent
-from natsjobs.tasks import Tasks
+from natsjobs.tasks import Latch, Tasks
 
 _STATUS = {
     EventType.DONE: JobStatus.COMPLETE,
@@ -94,6 +94,11 @@ def failed(error: str | BaseException) -> Ending:
 class Outcome:
     """How one run ends, as far as this process knows."""
 
+    __slots__ = (
+        "_ended", "_left", "_over", "_registrations", "aborting", "backend", "end_cursor", "interrupt", "job", "ours",
+        "stands", "unstored", "wanted", "writing",
+    )  # fmt: skip
+
     def __init__(self, job: Job, backend: Backend) -> None:
         self.job = job
         self.backend = backend
@@ -109,8 +114,7 @@ class Outcome:
         self.unstored: Exception | None = None
         """Why the end could not be stored: NATS stays away, or the store was closed."""
         self.writing: asyncio.Task[Exception | None] | None = None
-        self._over = asyncio.Event()
-        self._ended = asyncio.Event()
+        self._over, self._ended = Latch(), Latch()
         self._registrations: list[Registration] = []
         self._left = False
         self.end_cursor: str | None = None

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from natsjobs.engine.ports import (
+    PAGE,
+    PAGE_BYTES,
     BusHandler,
     Incoming,
     Message,
@@ -250,6 +252,15 @@ class MemoryStream:
         await self._answer()
         return found
 
+    async def newest(self, filters: Sequence[str]) -> list[Message] | None:
+        """The newest message of each subject that matches, oldest first."""
+        store = self._store()
+        subjects = {subject for one in filters for subject in store.subjects(one)}
+        found = [message for subject in subjects if (message := store.last(subject)) is not None]
+        await self._answer()
+        whole = len(found) <= PAGE and sum(len(message.body) for message in found) <= PAGE_BYTES
+        return sorted(found, key=lambda message: message.seq) if whole else None
+
     async def subjects(self, subject_filter: str) -> dict[str, int]:
         """Subjects that match and hold messages, with their counts."""
         found = self._store().subjects(subject_filter)
@@ -296,6 +307,10 @@ class MemoryInterest:
         self._link.own_interests.pop(self, None)
         self._link.system.remove_interest(self)
 
+    async def confirm(self) -> None:
+        """The system knows of it from the moment of ``subscribe`` on. Raises as that does."""
+        self._link.check()
+
     async def unsubscribe(self) -> None:
         """Stop; when it returns the handler is not called any more."""
         self.stop()
@@ -319,7 +334,7 @@ class MemoryBus:
         self._send(Incoming(subject, body, "", 0))
         await asyncio.sleep(0)
 
-    async def subscribe(self, subject: str, handler: BusHandler) -> MemoryInterest:
+    async def subscribe(self, subject: str, handler: BusHandler, *, sure: bool = True) -> MemoryInterest:
         """Call ``handler`` for every message, from the moment of the call on.
 
         Raises:
@@ -327,7 +342,8 @@ class MemoryBus:
         """
         self._link.check()
         interest = MemoryInterest(self._link, subject, handler)
-        await asyncio.sleep(0)
+        if sure:
+            await asyncio.sleep(0)
         return interest
 
     async def request(self, subject: str, body: bytes, *, timeout: float) -> bytes:

@@ -377,6 +377,29 @@ async def test_a_page_is_bounded_in_bytes_and_never_empty_for_that(ground: Groun
     assert [m.seq for m in await link.events.page(ground.scope(), 3, max_bytes=10)] == [3]
 
 
+async def test_the_newest_of_many_subjects_come_at_once(ground: Ground, link: Link, other: Link) -> None:
+    """With and without wildcards, oldest first; what is not there is left out."""
+    for n in range(6):
+        await link.records.append(ground.key("u", f"k{n % 4}"), b"%d" % n)
+    await link.records.append(ground.key("v", "k0"), b"v")
+
+    async def newest(*filters: str) -> list[bytes] | None:
+        found = await other.records.newest(filters)
+        return None if found is None else [message.body for message in found]
+
+    assert await newest(ground.names.records("owner", "u")) == [b"2", b"3", b"4", b"5"]
+    assert await newest(ground.key("u", "k1"), ground.key("v", "k0"), ground.key("u", "none")) == [b"5", b"v"]
+    assert await newest(ground.names.records("owner", "w")) == []
+
+
+@pytest.mark.parametrize(("count", "size"), [(65, 1), (1030, 1), (9, 65_536)])
+async def test_more_newest_than_a_page_do_not_come_at_once(ground: Ground, link: Link, count: int, size: int) -> None:
+    """A part would look like all, but for the newest, which is never in it; the oldest servers send them all."""
+    await asyncio.gather(*(link.records.append(ground.key("u", f"k{n}"), b"x" * size) for n in range(count)))
+    found = await link.records.newest([ground.names.records("owner", "u")])
+    assert found is None or len(found) == count or found[-1].seq < count
+
+
 async def test_subjects_are_counted(ground: Ground, link: Link) -> None:
     """Only those that match and hold something."""
     for subject in (ground.log("a"), ground.log("a"), ground.end("a"), ground.log("b")):
@@ -564,6 +587,29 @@ async def test_what_is_published_after_subscribe_returned_is_heard(ground: Groun
         await ear.until(3)
         assert ear.bodies == [b"a", b"b", b"c"]
         assert {i.seq for i in ear.heard} == {0}
+        await interest.unsubscribe()
+
+
+async def test_what_is_asked_behind_an_interest_confirms_it(ground: Ground, link: Link, other: Link) -> None:
+    """Nothing is waited for before the answer, and then nothing more."""
+    for n in range(20):
+        ear, subject = Ear(), f"{ground.names.namespace}.n{n}"
+        interest = await other.bus.subscribe(subject, ear, sure=False)
+        await other.events.last(ground.log())
+        await interest.confirm()
+        await link.bus.publish(subject, b"x")
+        await ear.until(1)
+        await interest.unsubscribe()
+
+
+async def test_an_interest_is_confirmed_without_a_question_too(ground: Ground, link: Link, other: Link) -> None:
+    """Then that is waited for, as ``subscribe`` does by itself."""
+    for n in range(20):
+        ear, subject = Ear(), f"{ground.names.namespace}.n{n}"
+        interest = await other.bus.subscribe(subject, ear, sure=False)
+        await interest.confirm()
+        await link.bus.publish(subject, b"x")
+        await ear.until(1)
         await interest.unsubscribe()
 
 

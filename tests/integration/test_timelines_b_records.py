@@ -8,7 +8,7 @@ import time
 
 from backends import NatsBackend
 from strangers import Stranger, gate_records
-from waiting import eventually, known, soon
+from waiting import eventually, soon
 
 from natsjobs.engine import wire
 from natsjobs.engine.jobs import LATEST, put_active
@@ -120,7 +120,7 @@ async def test_b6_a_list_is_whole_while_records_are_rewritten(backend: NatsBacke
     bodies = [_record(f"s{n}") for n in range(JOBS)]
     for subject, body in zip(subjects, bodies, strict=True):
         await stranger.nc.publish(subject, body)
-    await known(stranger.nc)
+    await stranger.nc.request(subjects[-1], bodies[-1], timeout=10)  # all of them are stored when this one is
     assert len(await a.manager.list_jobs()) == JOBS
     stop = asyncio.Event()
     rewritten = 0

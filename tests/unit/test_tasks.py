@@ -8,7 +8,8 @@ import logging
 
 import pytest
 
-from natsjobs.tasks import Tasks
+from natsjobs.engine.patience import Seldom
+from natsjobs.tasks import Latch, Tasks, together
 
 
 async def forever() -> None:
@@ -91,3 +92,66 @@ async def test_nothing_is_started_after_close() -> None:
     await tasks.close()
     with pytest.raises(RuntimeError, match="late"):
         tasks.spawn(forever(), "late")
+
+
+async def test_what_is_awaited_together_comes_in_the_order_of_the_call() -> None:
+    """Whatever is done first."""
+
+    async def after(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
+    assert await together(after(0.02), after(0), after(0.01)) == (0.02, 0, 0.01)
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_nothing_goes_on_behind_a_failure_or_a_cancellation(cancel: bool) -> None:
+    """The error is raised plainly, and by then the others have ended, also those that take their time."""
+    left: list[str] = []
+    begun = asyncio.Event()
+
+    async def slow() -> None:
+        begun.set()
+        try:
+            await forever()
+        finally:
+            await asyncio.sleep(0.02)
+            left.append("slow")
+
+    async def fails() -> None:
+        await begun.wait()
+        if not cancel:
+            raise ValueError("no")
+        await forever()
+
+    both = asyncio.ensure_future(together(slow(), fails()))
+    if cancel:
+        await begun.wait()
+        both.cancel()
+    with pytest.raises(asyncio.CancelledError if cancel else ValueError):
+        await both
+    assert left == ["slow"]
+
+
+async def test_a_latch_wakes_all_who_wait_and_a_cancelled_one_harms_no_other() -> None:
+    """Also who comes later does not wait."""
+    latch = Latch()
+    first, second = asyncio.ensure_future(latch.wait()), asyncio.ensure_future(latch.wait())
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert not latch.happened
+    latch.set()
+    latch.set()
+    await asyncio.wait_for(second, 5)
+    await asyncio.wait_for(latch.wait(), 5)
+
+
+def test_what_would_be_said_at_every_try_is_said_once_and_then_now_and_then() -> None:
+    """Of each thing by itself, and nothing is kept of what was said long ago."""
+    seldom = Seldom(every=3600)
+    assert [seldom.may_say("a"), seldom.may_say("a"), seldom.may_say("b")] == [True, False, True]
+    often = Seldom(every=0)
+    assert all(often.may_say(number % 2) for number in range(10))
+    assert len(often._said) <= 1

@@ -1,0 +1,59 @@
+"""Lists of jobs: all of them from their records, the running ones of a user from the index.
+
+Guarantees that a user's list costs what the user's own jobs cost, however many others there are. It changes nothing
+but index entries that are stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import active_key, read_record, record_of
+from natsjobs.engine.records import ConflictError
+from natsjobs.models import Job, JobStatus
+
+_AT_ONCE = 64
+
+
+class Lists:
+    """What one replica can list."""
+
+    def __init__(self, context: Context) -> None:
+        """No I/O."""
+        self._context = context
+
+    async def jobs(self, user_id: str | None, status: JobStatus | None, tenant_id: str | None) -> list[Job]:
+        """The newest generation of each stream id, newest first; ``None`` does not filter."""
+        slots = await self._context.records.list(self._context.subjects.records("job"))
+        jobs = [
+            record.job
+            for slot in slots
+            if (record := record_of(slot)) is not None
+            and user_id in {None, record.job.user_id}
+            and status in {None, record.job.status}
+            and tenant_id in {None, record.job.tenant_id}
+        ]
+        return sorted(jobs, key=lambda job: job.created_at, reverse=True)
+
+    async def active(self, user_id: str, tenant_id: str | None) -> list[str]:
+        """Stream ids of the user's jobs that have not ended; stale entries are removed on the way."""
+        subjects, records = self._context.subjects, self._context.records
+        listed = [
+            (parts[2], slot)
+            for slot in await records.list(subjects.records("active", user_id))
+            if (parts := subjects.split_record(slot.key)) is not None and len(parts) == 3
+        ]
+        active: list[str] = []
+        for start in range(0, len(listed), _AT_ONCE):
+            part = listed[start : start + _AT_ONCE]
+            found = await asyncio.gather(*(read_record(self._context, stream_id) for stream_id, _ in part))
+            for (stream_id, slot), record in zip(part, found, strict=True):
+                if record is None or record.status.is_terminal or active_key(self._context, record.job) != slot.key:
+                    # Read after the entry, so the entry is stale; if a newer turn rewrites it, the revision saves it.
+                    with contextlib.suppress(ConflictError):
+                        await records.remove(slot.key, expect=slot.revision)
+                elif tenant_id in {None, record.job.tenant_id}:
+                    active.append(stream_id)
+        return active

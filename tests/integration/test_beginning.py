@@ -1,0 +1,139 @@
+"""How jobs begin and stand idle: what a create leaves when another wins, and what an owner of many quiet runs asks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+from timeline_kit import NEVER, HookedReplica, Timelines, spying
+from waiting import eventually, soon
+
+from natsjobs import EndReason, PermissionDeniedError, UnavailableError
+from natsjobs.engine.runs import lost_end
+
+
+def deny_ends(replica: HookedReplica, stream_id: str) -> None:
+    """From now on this replica may not write the end of this job."""
+
+    async def refuse(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+        if subject.endswith(".end") and f".{stream_id}." in subject:
+            raise PermissionDeniedError("appending", subject=subject)
+        return await go()
+
+    replica.link.events.around_append = refuse
+
+
+async def test_a_create_that_loses_leaves_the_index_to_the_winner(many: Timelines) -> None:
+    """Record and index are written at once: the loser's entry comes off again, also when it gives up then."""
+    loser, winner = await many.add(config=many.config(timing={"sweep": NEVER})), await many.add()
+    # The later of the two by its name: the winner takes its entry for that of a newer turn, and leaves it.
+    loser.store.replica.creation._created_at = int(time.time() * 1000) + 60_000
+    first: list[str] = []
+
+    async def late(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+        if ".job." in subject and not first:
+            first.append("")
+            first[0] = (await winner.store.create_job("s", "alice")).generation
+        return await go()
+
+    async def full(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+        if first and first[0]:
+            raise PermissionDeniedError("appending", subject=subject)
+        return await go()
+
+    loser.link.records.around_append, loser.link.events.around_append = late, full
+    with pytest.raises(UnavailableError):
+        await loser.store.create_job("s", "alice")
+
+    async def is_named() -> bool:
+        entry = await many.newest("active", "alice", "s")
+        return entry is not None and entry.get("generation") == first[0]
+
+    async with asyncio.timeout(20):
+        while not await is_named():
+            await asyncio.sleep(0.02)
+    assert await winner.store.get_active_job_ids_by_user("alice") == ["s"]
+
+
+async def test_a_denied_end_is_said_once_and_tried_until_it_is_stored(
+    many: Timelines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line at every tick would fill the log of whoever has to mend the permissions."""
+    owner = await many.add()
+    job = await owner.store.create_job("s", "alice")
+    deny_ends(owner, "s")
+    runs = owner.store.replica.runs
+    with caplog.at_level(logging.WARNING):
+        with pytest.raises(PermissionDeniedError):
+            await runs.end("s", job.generation, lost_end("over", EndReason.EXPIRED))
+        for _ in range(5):
+            await runs.retry_unstored()
+    assert sum("is not stored" in record.getMessage() for record in caplog.records) == 1
+    owner.link.events.around_append = None
+    await runs.retry_unstored()
+    assert not runs.unstored
+    ended = await owner.store.get_job("s")
+    assert ended is not None
+    assert ended.end_reason is EndReason.EXPIRED
+
+
+async def test_a_run_whose_expiry_is_denied_holds_up_no_other(many: Timelines) -> None:
+    """The others of the same tick end, and the denied one is not logged at each."""
+    owner = await many.add(config=many.config(timing={"sweep": NEVER}, retention={"running": 1.0}))
+    for name in ("denied", "other"):
+        await owner.store.create_job(name, "alice")
+    deny_ends(owner, "denied")
+    assert next(iter(owner.store.replica.runs.owned))[0] == "denied"
+    ended = await many.ended("other", by=owner)
+    assert ended.end_reason is EndReason.EXPIRED
+    still = await owner.store.get_job("denied")
+    assert still is not None
+    assert not still.status.is_terminal
+    owner.link.events.around_append = None
+
+
+async def test_many_quiet_runs_are_looked_after_by_one_question(many: Timelines) -> None:
+    """A look of its own for each would keep an owner of ten thousand busy."""
+    owner = await many.add()
+    questions = f"$JS.API.DIRECT.GET.{many.subjects.events_stream}"
+    async with AsyncExitStack() as runs:
+        for number in range(20):
+            await runs.enter_async_context(owner.manager.start(f"s{number}", user_id="u"))
+        async with spying(await many.admin(), questions) as asked:
+
+            def most() -> int:
+                queries = [json.loads(msg.data) for msg in asked if msg.data]
+                return max((len(query.get("multi_last", ())) for query in queries), default=0)
+
+            await eventually(lambda: most() >= 5)
+
+
+async def test_a_run_that_stores_something_is_not_asked_for(many: Timelines) -> None:
+    """What was stored a moment ago says that it has not ended."""
+    owner = await many.add()
+    async with asyncio.timeout(30), owner.manager.start("s", user_id="u") as run:
+        ends, until = owner.store.replica.runs.ends, time.monotonic() + 1
+        [watch] = ends._watches.values()
+        while time.monotonic() < until:
+            await run.emit("more")
+            await run.flush()
+            assert ends._is_written(watch)
+        assert not ends._is_written(watch)
+
+
+async def test_an_attach_that_fails_leaves_no_interest(many: Timelines) -> None:
+    """Questions are heard before the record is read; whoever turns back hears none."""
+    viewer = await many.add()
+    before = sorted(viewer.interests())
+    for _ in range(5):
+        with pytest.raises(Exception, match="nothing-here"):
+            async with viewer.manager.subscribe("nothing-here"):
+                pass
+    await soon(asyncio.sleep(0))
+    assert sorted(viewer.interests()) == before
+    assert await viewer.manager.count_subscribers("nothing-here") == 0
