@@ -17,10 +17,10 @@ from itertools import islice
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
+from natsjobs.engine.doubts import Doubts, catch_up
 from natsjobs.engine.jobs import JobRecord, read_record
 from natsjobs.engine.pages import Ahead
-from natsjobs.engine.patience import FINAL, Backoff, patiently
-from natsjobs.engine.ports import StreamMissingError
+from natsjobs.engine.patience import FINAL, patiently
 from natsjobs.engine.replay import Batch, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
@@ -42,9 +42,7 @@ _log = logging.getLogger(__name__)
 
 _BURST = 256
 """So many events in a row, then others have their turn."""
-_PROOFS = 4
 _OUTAGE_PAUSE = 0.5
-_STALE_READ = (0.05, 0.2, 0.5)
 
 
 class LogReader:
@@ -68,7 +66,7 @@ class LogReader:
         self._until = 0  # the index after it
         self._ahead: Ahead | None = None
         self._change: asyncio.Future[None] | None = None  # what is waited for
-        self._doubts, self._doubted = 0, 0.0
+        self._doubts = Doubts()
         self._fresh = False  # reading a generation from its start, and nothing was given yet
         self._span: object = None
         context.readers += 1
@@ -130,7 +128,7 @@ class LogReader:
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
         self._hand, self._batch, self._ahead = iter(()), None, Ahead(tail.pages)
-        self._doubts, self._doubted = 0, 0.0
+        self._doubts = Doubts()
 
     def _end_span(self) -> None:
         span, self._span = self._span, None
@@ -146,27 +144,9 @@ class LogReader:
             self._cursor = str(cursor)
             self._ended = not self._follow
             return
-        await self._catch_up(tail)
+        await catch_up(self._context, self._stream_id, tail, self._position)
         while self._position < tail.start and not self._ahead:
             await self._read_page()
-
-    async def _catch_up(self, tail: Tail) -> None:
-        """A cursor can be ahead of what this replica has heard; only the leader can say that there is no more."""
-        events, scope = self._context.link.events, self._context.subjects.scope(self._stream_id, self._generation)
-        backoff, doubts = Backoff(self._context.patience), iter(_STALE_READ)
-        while self._position > tail.next:
-            more = None
-            with contextlib.suppress(StreamMissingError):
-                more = await patiently(lambda: events.next(scope, tail.seq + 1), limit=self._context.patience)
-            if more is not None:
-                if backoff.expired:
-                    raise UnavailableError(f"reading {self._stream_id}: this replica does not catch up with its log")
-                tail.look_now()
-                await backoff.pause()
-            elif (pause := next(doubts, None)) is not None:
-                await asyncio.sleep(pause)  # an old leader's answer can be behind what this cursor has seen (B3)
-            else:
-                raise HistoryLostError(self._stream_id, "the log ends before this cursor")
 
     @property
     def _open_tail(self) -> Tail:
@@ -324,7 +304,7 @@ class LogReader:
         assert self._ahead is not None
         page = await self._ahead.read(self._position, max(self._seq - 1, 0))
         if page.batches:
-            self._doubts, self._doubted = 0, 0.0
+            self._doubts = Doubts()
         if page.verdict is Verdict.GONE:
             raise HistoryLostError(self._stream_id, "its log was removed")
         if page.empty:
@@ -333,17 +313,13 @@ class LogReader:
             await self._doubt("the events that come next are not in the log any more")
 
     async def _doubt(self, detail: str) -> None:
-        """The log does not have what comes next: once the hint was wrong, then a read was old, then it is lost."""
+        """The log does not have what comes next: it is read again without a hint, and in the end it is lost."""
         self._ahead, self._seq = Ahead(self._open_tail.pages), 0
         if self._fresh and await self._start_behind_clearing():
             return
-        if self._doubts + 1 >= _PROOFS:
+        if self._doubts.last:
             raise HistoryLostError(self._stream_id, detail)
-        # By the clock: a caller with short time-outs neither shortens the proof nor puts it off for ever.
-        now = asyncio.get_running_loop().time()
-        self._doubted = self._doubted or now + (0.05 * 4 ** (self._doubts + 1) if self._doubts else 0)
-        await asyncio.sleep(max(0.0, self._doubted - now))
-        self._doubts, self._doubted = self._doubts + 1, 0.0
+        await self._doubts.pause()
 
     async def _start_behind_clearing(self) -> bool:
         """Whoever reads from the start of a log that was cleared reads from there; only a cursor can lose history."""

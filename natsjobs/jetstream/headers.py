@@ -1,7 +1,8 @@
-"""Headers of messages, read from the raw bytes: a dictionary of all of them costs more than the message. Pure."""
+"""Headers of messages, as raw bytes: a dictionary of all of them costs more than the message. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 NOBODY = 503
@@ -48,3 +49,17 @@ def marker_of(headers: bytes) -> str | None:
 def seconds_of(text: str) -> float:
     """Seconds since the epoch of a time as the server writes it."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def header_bytes(headers: Mapping[str, str]) -> bytes:
+    """Headers as they go over the wire."""
+    return "".join(["NATS/1.0\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items()), "\r\n"]).encode()
+
+
+def raw_headers(headers: Mapping[str, str] | None) -> bytes:
+    """What somebody else has parsed into a dictionary, as it came."""
+    if not headers:
+        return b""
+    status = f" {headers['Status']}" if "Status" in headers else ""
+    text = header_bytes({name: value for name, value in headers.items() if name not in {"Status", "Description"}})
+    return text.replace(b"NATS/1.0", f"NATS/1.0{status}".encode(), 1)

@@ -31,6 +31,7 @@ from nats.errors import ConnectionClosedError, ConnectionDrainingError
 from nats.errors import Error as NatsError
 
 from natsjobs.errors import UnsupportedServerError
+from natsjobs.jetstream.headers import header_bytes, raw_headers
 from natsjobs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class Tap:
         if not self.direct:
 
             async def receive(msg: Msg) -> None:
-                handler(msg.subject, msg.reply, msg.data, _raw_headers(msg.headers))
+                handler(msg.subject, msg.reply, msg.data, raw_headers(msg.headers))
 
             public: Subscription = await _uncancelled(self._public.subscribe(subject, cb=receive))
             return public
@@ -371,20 +372,6 @@ def server_info(nc: Client) -> Mapping[str, Any]:
     """What the server of this connection said of itself when it was made."""
     inner: Any = nc
     return dict(inner._server_info)
-
-
-def header_bytes(headers: Mapping[str, str]) -> bytes:
-    """Headers as they go over the wire."""
-    return "".join(["NATS/1.0\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items()), "\r\n"]).encode()
-
-
-def _raw_headers(headers: Mapping[str, str] | None) -> bytes:
-    """What nats-py has parsed, as it came."""
-    if not headers:
-        return b""
-    status = f" {headers['Status']}" if "Status" in headers else ""
-    text = header_bytes({name: value for name, value in headers.items() if name not in {"Status", "Description"}})
-    return text.replace(b"NATS/1.0", f"NATS/1.0{status}".encode(), 1)
 
 
 def _succeed(future: asyncio.Future[bool]) -> None:

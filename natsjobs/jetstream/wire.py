@@ -20,8 +20,8 @@ from typing import Any
 from natsjobs.errors import EventTooLargeError, InvalidArgumentError, UnavailableError
 from natsjobs.jetstream.connection import Connection
 from natsjobs.jetstream.faults import RequestFailedError, translated
+from natsjobs.jetstream.headers import header_bytes
 from natsjobs.jetstream.inbox import Take, Then, WireInterest
-from natsjobs.jetstream.tap import header_bytes
 
 HEADER_ROOM = 1024
 """What is left for headers below ``max_payload``."""
