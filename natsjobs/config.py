@@ -72,7 +72,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     renew: float = 3.0
     """How often an owner renews its lease; at most half of ``lease``, and more often where NATS, which counts in whole
     seconds, would let it lapse in between."""
-    linger: float = 0.025
+    linger: float = 0.05
     """The first event goes at once; while more keep coming they are collected this long. 0: never wait."""
     request: float = 5.0
     """One request to NATS."""

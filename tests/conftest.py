@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,9 @@ pytest_plugins = ["fault_table"]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the suite's markers."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what stands before "&" with Ctrl-C ignored; our programs would inherit that and never stop.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "scenario(*numbers): the scenarios of the behaviour to match that this test covers"
     )

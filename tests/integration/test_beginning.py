@@ -116,14 +116,15 @@ async def test_many_quiet_runs_are_looked_after_by_one_question(many: Timelines)
 async def test_a_run_that_stores_something_is_not_asked_for(many: Timelines) -> None:
     """What was stored a moment ago says that it has not ended."""
     owner = await many.add()
-    async with asyncio.timeout(30), owner.manager.start("s", user_id="u") as run:
-        ends, until = owner.store.replica.runs.ends, time.monotonic() + 1
-        [watch] = ends._watches.values()
+    questions = f"$JS.API.DIRECT.GET.{many.subjects.events_stream}"
+    running = owner.manager.start("s", user_id="u")
+    async with asyncio.timeout(30), running as run, spying(await many.admin(), questions) as asked:
+        until = time.monotonic() + 1
         while time.monotonic() < until:
             await run.emit("more")
             await run.flush()
-            assert ends._is_written(watch)
-        assert not ends._is_written(watch)
+        assert not [msg for msg in asked if b"multi_last" in msg.data]
+        await eventually(lambda: [msg for msg in asked if b"multi_last" in msg.data])
 
 
 async def test_an_attach_that_fails_leaves_no_interest(many: Timelines) -> None:

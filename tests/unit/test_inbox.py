@@ -27,11 +27,11 @@ def test_every_request_ends_at_its_own_deadline() -> None:
             ended[round(waiting.deadline - began)] = time.monotonic() - began
             assert isinstance(waiting.error, RequestFailedError)
             if len(ended) == 2:
-                inbox.expect("s", take, began + 250 - time.monotonic(), then)
+                inbox.expect("s", take, began + 250 - time.monotonic(), then=then)
 
         limits = [500, 100, 300, 200, 400]
         for limit in limits:
-            inbox.expect("s", take, limit, then)
+            inbox.expect("s", take, limit, then=then)
         awaited = inbox.expect("s", take, 350)
         assert awaited.future is not None
         await asyncio.wait({awaited.future})
@@ -51,8 +51,8 @@ async def test_a_request_that_nobody_awaits_ends_once() -> None:
     """With its first answer that counts, or with the connection, and is forgotten then."""
     inbox, ended = Inbox(), list[Waiting]()
     inbox.prefix = "_INBOX.x."
-    answered = inbox.expect("s", take, 60, ended.append)
-    lost = inbox.expect("s", take, 60, ended.append)
+    answered = inbox.expect("s", take, 60, then=ended.append)
+    lost = inbox.expect("s", take, 60, then=ended.append)
     inbox.answered(f"{inbox.prefix}{answered.token}", "", b"", b"")
     assert not ended
     for _ in range(2):
@@ -72,3 +72,27 @@ async def test_a_request_that_nobody_awaits_ends_once() -> None:
     assert lost.error.sent
     assert not len(inbox)
     assert inbox._timer is None
+
+
+def test_who_is_not_answered_asks_again() -> None:
+    """Every so often until something comes, even if that is not the whole answer; the deadline stays."""
+
+    async def scene() -> None:
+        inbox, began = Inbox(), time.monotonic()
+        inbox.prefix = "_INBOX.x."
+        asked: list[float] = []
+        waiting = inbox.expect("s", take, 100, again=10)
+        waiting.unheard = lambda: asked.append(time.monotonic() - began)
+        inbox.expect("s", take, 200, then=lambda _: None)
+        await asyncio.sleep(25)
+        inbox.answered(f"{inbox.prefix}{waiting.token}", "", b"", b"")
+        assert waiting.future is not None
+        await asyncio.wait({waiting.future})
+        assert 100 <= time.monotonic() - began < 101
+        assert [round(at) for at in asked] == [10, 20]
+        inbox.done(waiting)
+        await asyncio.sleep(150)
+        assert inbox._timer is None
+
+    with Virtual() as clock:
+        clock.run(scene())

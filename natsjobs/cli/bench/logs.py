@@ -9,14 +9,15 @@ from natsjobs.cli.bench.live import SIZE
 from natsjobs.cli.bench.producing import filling
 from natsjobs.cli.bench.servers import Process
 from natsjobs.cli.bench.stage import Figures, Measure, Stage
+from natsjobs.config import Timing
 
 _TIMES = 20
 _BEFORE_END = 20
 _FASTER = 20
 """A log of 100,000 events takes 2,000 s at 50 events a second. It is written this much faster, with a linger that is as
-much shorter. Timers count in milliseconds, so a message holds some three to four events then, and not the one or two of
-the true pace, at which the logs of 2,000 events are written."""
-_LINGER = 0.025
+much shorter. Timers count in milliseconds, so a message holds somewhat more events then than at the true pace, at which
+the logs of 2,000 events are written."""
+_LINGER = Timing().linger
 
 
 async def record(stage: Stage, jobs: int, events: int, rate: float, **settings: float) -> list[str]:
