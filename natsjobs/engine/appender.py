@@ -28,8 +28,6 @@ from natsjobs.engine.linger import Moment
 from natsjobs.engine.ports import Sent
 from natsjobs.engine.terminals import End, Position
 from natsjobs.errors import EventTooLargeError, JobClosedError, PermissionDeniedError, StreamFullError, UnavailableError
-from natsjobs.telemetry import measures
-from natsjobs.telemetry.listening import hub
 
 GROUP_BYTES = 262_144
 """Largest group, so that a page of replay stays small and an owner's memory too."""
@@ -87,7 +85,7 @@ class Appender:
         self._check()
         if self._backlog.admits(len(raw)):
             return self._take(raw)
-        place, began = self._backlog.line_up(len(raw)), time.monotonic()
+        place = self._backlog.line_up(len(raw))
         self._kick()
         try:
             await place.free
@@ -95,7 +93,6 @@ class Appender:
                 raise copy(self.closed)
             return self._take(raw)
         finally:
-            hub.add(measures.BACKPRESSURE, time.monotonic() - began)
             self._backlog.leave_line(place)
             if self.idle:
                 self._drained()

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import time
 from collections import deque
 
 from natsjobs.config import Limits
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
+_BURST = 256
+"""So many events in a row, then the loop has its turn: what was queued goes out while more is encoded."""
+
 
 class Place:
-    """Somebody who waits for room."""
+    """Somebody who waits for room, or for the loop's turn."""
 
-    __slots__ = ("free", "size")
+    __slots__ = ("began", "crowded", "free", "size")
 
-    def __init__(self, size: int) -> None:
-        """``free`` is done when there is room; whoever waited takes it himself."""
-        self.size = size
+    def __init__(self, size: int, *, crowded: bool) -> None:
+        """``free`` is done when it is its turn; whoever waited takes it himself. ``crowded``: there was no room."""
+        self.size, self.crowded, self.began = size, crowded, time.monotonic()
         self.free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -39,16 +43,18 @@ class Backlog:
         """Events ever queued."""
         self.stored = 0
         """Events ever stored."""
+        self._burst = 0
+        """Events added since the loop had its turn."""
         self._line: deque[Place] = deque()
         self._flushers: list[tuple[int, asyncio.Future[int]]] = []
 
     # -- room -----------------------------------------------------------------------------------------------------
 
     def admits(self, size: int) -> bool:
-        """Whether an event of ``size`` bytes may be added now: there is room, and nobody is before it."""
+        """Whether an event of ``size`` bytes may be added now: there is room, nobody is before it, no turn is due."""
         limits, events = self._limits, len(self.events)
         fits = not events or (events < limits.queue_events and self.size + size <= limits.queue_bytes)
-        return fits and not self._line
+        return fits and not self._line and self._burst < _BURST
 
     @property
     def is_short(self) -> bool:
@@ -60,16 +66,25 @@ class Backlog:
         self.events.append(raw)
         self.size += len(raw)
         self.taken += 1
+        self._burst += 1
         return self.taken
 
     def line_up(self, size: int) -> Place:
-        """Wait for room; ``leave_line`` must follow."""
-        place = Place(size)
+        """Wait for room, or for one's turn; ``leave_line`` must follow."""
+        place = Place(size, crowded=not self._has_room(size, len(self._line), 0))
         self._line.append(place)
+        if self._burst >= _BURST:
+            asyncio.get_running_loop().call_soon(self._turn)
         return place
+
+    def _turn(self) -> None:
+        self._burst = 0
+        self._let_in()
 
     def leave_line(self, place: Place) -> None:
         """It has taken its room, or will not."""
+        if place.crowded:
+            hub.add(measures.BACKPRESSURE, time.monotonic() - place.began)
         if place in self._line:
             self._line.remove(place)
         self._let_in()

@@ -205,6 +205,32 @@ async def test_a_small_queue_makes_the_producer_wait_and_loses_nothing(backend, 
 # -- emitting ----------------------------------------------------------------------------------------------------
 
 
+async def test_a_producer_that_never_waits_lets_others_run(backend, replica, replica_b):
+    """With room for all of it: whoever encodes as fast as it can keeps neither leases nor other runs waiting."""
+    busy = await backend.replica(backend.config(limits={"queue_events": 100_000, "queue_bytes": 1 << 30}))
+    generation = await start(replica)
+    await emit_stored(busy.transport, "s1", 0, generation=generation)
+    turns, done = [0], asyncio.Event()
+
+    async def other() -> None:
+        while not done.is_set():
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def produce(values: range) -> None:
+        for n in values:
+            await busy.transport.emit_chunk("s1", n, generation=generation)
+
+    watching = asyncio.create_task(other())
+    await soon(produce(range(1, 3000)))
+    assert turns[0] >= 10
+    done.set()
+    await watching
+    await busy.transport.flush("s1", generation=generation)
+    await replica.transport.emit_done("s1", None)
+    check_whole(await read_all(replica_b.transport.read, "s1"), list(range(3000)))
+
+
 @pytest.mark.b_writes
 async def test_a_loss_that_nobody_was_told_of_is_told_however_late(replica, replica_b):
     """An event was taken after the job had ended elsewhere: the next call hears of it, also minutes later."""
