@@ -115,8 +115,18 @@ class Creation:
         if if_running == "reject":  # a log for every refused create would be a way to fill the stream
             slot, index = await together(records.read(key), records.read(entry))
             return _There(slot, index)
-        slot, index, log = await together(records.read(key), records.read(entry), self._open_log(stream_id, before))
-        return _There(slot, index, log)
+        opened: list[_Log] = []
+
+        async def open_log() -> None:
+            opened.append(await self._open_log(stream_id, before))
+
+        try:
+            slot, index, _ = await together(records.read(key), records.read(entry), open_log())
+        except BaseException:
+            for log in opened:
+                self._drop(log)
+            raise
+        return _There(slot, index, opened[0])
 
     async def _log_for(self, there: _There, stream_id: str, if_running: IfRunning) -> _Log | None:
         """The log of the new generation, its predecessor having ended; ``None``: look again."""

@@ -138,3 +138,35 @@ async def test_an_attach_that_fails_leaves_no_interest(many: Timelines) -> None:
     await soon(asyncio.sleep(0))
     assert sorted(viewer.interests()) == before
     assert await viewer.manager.count_subscribers("nothing-here") == 0
+
+
+async def test_a_create_that_cannot_look_leaves_no_log_and_no_interest(many: Timelines) -> None:
+    """The log is opened while record and index are read: who may not read them takes it back."""
+    replica = await many.add(config=many.config(timing={"sweep": NEVER}))
+    await soon(replica.store.create_job("first", "alice"))
+    before, opened = sorted(replica.interests()), asyncio.Event()
+
+    async def noted(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+        try:
+            return await go()
+        finally:
+            opened.set()
+
+    async def denied(subject: str) -> None:
+        await opened.wait()
+        raise PermissionDeniedError("reading", subject=subject)
+
+    replica.link.events.around_append, replica.link.records.after_last = noted, denied
+    with pytest.raises(PermissionDeniedError):
+        await soon(replica.store.create_job("s", "alice"))
+    await eventually(lambda: sorted(replica.interests()) == before)
+    admin = (await many.admin()).jetstream()
+
+    async def kinds() -> list[str]:
+        info = await admin.stream_info(many.subjects.events_stream, subjects_filter=f"{many.namespace}.events.s.>")
+        logs = [await admin.get_last_msg(many.subjects.events_stream, subject) for subject in info.state.subjects or ()]
+        return [json.loads(log.data or b"{}")["type"] for log in logs]
+
+    async with asyncio.timeout(20):
+        while await kinds() not in ([], ["gone"]):
+            await asyncio.sleep(0.02)
