@@ -27,6 +27,7 @@ from natsjobs.engine import garbage, wire
 from natsjobs.engine.aborts import Aborts
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import is_generation
+from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.errors import JobClosedError, NatsJobsError, PermissionDeniedError, UnavailableError
@@ -69,7 +70,8 @@ class Liveness:
         # One by one: what a refusal leaves behind has to be known.
         self._interests.append(await bus.subscribe(subjects.owner(self._context.replica_id), self._on_request))
         self._interests.append(await bus.subscribe(subjects.changes("owner"), self._on_lease_change))
-        await self.renew()
+        # A bucket that was just made on a cluster has no leader for a moment.
+        await patiently(self.renew, limit=self._context.config.timing.request)
         self._forget = self._context.link.on_reconnect(self._on_reconnect)
         self._context.spawn(self._renew_for_ever(), "natsjobs lease")
         self._context.spawn(self._watch_for_ever(), "natsjobs owners")

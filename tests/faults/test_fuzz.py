@@ -216,8 +216,8 @@ def forge(replica: Replica, answers: list[Attack]) -> None:
     inbox: Any = replica.store.replica.context.link._wire._inbox
     expect, turn = inbox.expect, iter(range(1 << 30))
 
-    def forged(subject: str, *rest: Any) -> Any:
-        waiting = expect(subject, *rest)
+    def forged(subject: str, *rest: Any, **options: Any) -> Any:
+        waiting = expect(subject, *rest, **options)
         attack = answers[next(turn) % len(answers)]
         if subject.startswith("$JS") or ".events." in subject or "$KV" in subject:
             asyncio.get_running_loop().call_soon(

@@ -213,15 +213,15 @@ async def test_a_log_whose_record_lapsed_unseen_gets_its_end_before_it_is_remove
 async def test_a_log_that_was_never_a_turn_is_removed_without_an_end(backend):
     """A create that died before its record: followers would take an end for a turn (A6)."""
     a = await backend.replica(backend.config(retention={"orphan": 0.5}, timing={"sweep": 600.0}))
-    await a.store.replica.creation._open_log("s", "g")
+    log = await a.store.replica.creation._open_log("s", 0)
 
     async def removed() -> bool:
         await a.store.cleanup()
-        newest = await a.store.replica.context.link.events.last(backend.subjects.log("s", "g"))
+        newest = await a.store.replica.context.link.events.last(backend.subjects.log("s", log.generation))
         return b'"gone"' in newest.body
 
     await eventually(removed)
-    assert await a.store.replica.context.link.events.last(backend.subjects.end("s", "g")) is None
+    assert await a.store.replica.context.link.events.last(backend.subjects.end("s", log.generation)) is None
 
 
 async def test_an_answer_whose_content_is_none_leaves_the_abort_whole(backend):
@@ -279,8 +279,8 @@ async def test_an_acknowledgement_that_cannot_be_read_is_not_taken_for_one(backe
     inbox = a.store.replica.context.link._wire._inbox
     expect = inbox.expect
 
-    def forged(*request: Any) -> Any:
-        waiting = expect(*request)
+    def forged(*request: Any, **options: Any) -> Any:
+        waiting = expect(*request, **options)
         asyncio.get_running_loop().call_soon(inbox.answered, inbox.prefix + waiting.token, "", b"\xff{", b"")
         return waiting
 

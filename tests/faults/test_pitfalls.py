@@ -72,7 +72,8 @@ async def test_turns_that_replace_each_other_at_full_speed_never_mix(node: Node,
                 await eventually(lambda turn=turn: attempts[turn] > 20)
             await manager.store.update_job("s", status="complete")
         seen = await soon(following)
-        logs = [log for _, log in sorted((await stored(nc, space))["s"].items())]
+        # A create that has to end a running predecessor first throws away the log that it had opened: no end, no event.
+        logs = [log for _, log in sorted((await stored(nc, space))["s"].items()) if log.numbers or log.ends]
         assert len(logs) == turns
         row.emitted = sum(attempts.values())
         read = [list(events) for _, events in itertools.groupby(seen, key=lambda event: event.generation)]

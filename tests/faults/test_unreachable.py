@@ -78,8 +78,9 @@ RUN: dict[str, Callable[[Any], Any]] = {
     "update": lambda it: it.update(sender="x"),
 }
 ENDS: dict[str, Callable[[Any], Any]] = {"complete": lambda it: it.complete("x"), "fail": lambda it: it.fail("x")}
-NEED_NOBODY = {"store.initialize", "transport.cleanup", "manager.drain", "leaving connect"}
-"""What says nothing: open already, local, or a way out, which logs what it could not store."""
+NEED_NOBODY = {"store.initialize", "transport.cleanup", "transport.on_abort", "manager.drain", "leaving connect"}
+"""What says nothing: open already, local (a run's aborts are listened for since it began), or a way out, which logs
+what it could not store."""
 WAITS_ON_PURPOSE = {"emit", "wait_aborted"}
 """``emit`` queues, and waits only for room; ``wait_aborted`` waits for an abort."""
 

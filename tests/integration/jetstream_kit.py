@@ -113,6 +113,8 @@ class Server:
         """SIGSTOP, SIGCONT, SIGHUP: to this process only."""
         assert self._process is not None
         self._process.send_signal(what)
+        if what == signal.SIGSTOP:  # its threads stop one after the other; until then it may still answer
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def stop(self) -> None:
         """Stop; twice is fine."""

@@ -170,3 +170,18 @@ async def test_a_create_that_cannot_look_leaves_no_log_and_no_interest(many: Tim
     async with asyncio.timeout(20):
         while await kinds() not in ([], ["gone"]):
             await asyncio.sleep(0.02)
+
+
+async def test_a_bucket_that_has_no_leader_yet_is_waited_for(many: Timelines) -> None:
+    """On a cluster it is elected after the bucket was made; who opens in that moment opens a little later."""
+    replica, tries = await many.add(opened=False), list[str]()
+
+    async def electing(subject: str, body: bytes, go: Callable[[], Awaitable[int]]) -> int:
+        tries.append(subject)
+        if len(tries) < 3:
+            raise UnavailableError("no stream answers")
+        return await go()
+
+    replica.link.records.around_append = electing
+    await replica.open()
+    assert len(tries) == 3

@@ -122,8 +122,10 @@ class HookedReplica(NatsReplica):
 class Timelines(NatsBackend):
     """A namespace on a server, with replicas on hooked links."""
 
-    async def add(self, *, url: str | None = None, config: Config | None = None, **options: Any) -> HookedReplica:
-        """An open replica; ``url``: by another way than the others; ``options`` for ``nats.connect``."""
+    async def add(
+        self, *, url: str | None = None, config: Config | None = None, opened: bool = True, **options: Any
+    ) -> HookedReplica:
+        """A replica; ``url``: by another way than the others; ``options`` for ``nats.connect``."""
         settings = config or self.config()
         options = {"reconnect_time_wait": 0.05, "max_reconnect_attempts": -1, "error_cb": _ignore, **options}
         nc = await nats.connect(url or self.url, **options)
@@ -132,7 +134,8 @@ class Timelines(NatsBackend):
         replica = HookedReplica(self, settings, NatsJobStore.over(base), NatsEventTransport.over(base))
         replica.nc, replica.link = nc, link
         self.replicas.append(replica)
-        await replica.open()
+        if opened:
+            await replica.open()
         return replica
 
     async def log(self, stream_id: str, generation: str) -> list[dict[str, Any]]:
