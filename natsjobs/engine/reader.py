@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from copy import copy
-from itertools import islice
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -60,7 +59,8 @@ class LogReader:
         self._last: StreamEvent | None = None
         self._given: str | None = None  # the generation that was read to its end, while the next has not been entered
         self._position = self._seq = 0
-        self._hand: Iterator[StreamEvent] = iter(())
+        self.hand = self._giving()
+        """The events that are here already, one by one; whoever is given ``None`` awaits ``more``."""
         self._burst = 0  # how many were put into the hand since others had their turn
         self._batch: Batch | None = None
         self._until = 0  # the index after it
@@ -127,7 +127,7 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
-        self._hand, self._batch, self._ahead = iter(()), None, Ahead(tail.pages)
+        self._batch, self._ahead = None, Ahead(tail.pages)
         self._doubts = Doubts()
 
     def _end_span(self) -> None:
@@ -204,28 +204,32 @@ class LogReader:
     def __aiter__(self) -> LogReader:
         return self
 
-    def take(self) -> StreamEvent | None:
-        """The next event if it is here already; whoever is given none awaits ``more``."""
-        event = next(self._hand, None)
-        if event is None:
-            if (batch := self._find_batch()) is None:
-                return None
-            position, until = self._position, self._until
-            self._burst += min(_BURST, until - position)
-            if until - position == 1:
-                event = batch.event(self._generation, position)
-            else:
-                self._hand = islice(batch.events(self._generation, position), _BURST)
-                event = next(self._hand)
-        self._last = event
-        self._position = event.index + 1
-        return event
+    def _giving(self) -> Generator[StreamEvent | None]:
+        """What ``hand`` is. All that is done for every event of every reader is here: nobody else gets the same object.
+
+        The position is that of the events that were given, at every moment.
+        """
+        while True:
+            batch = self._find_batch()
+            if batch is None:
+                yield None
+                continue
+            generation, kind, raws, cursors = self._generation, batch.type, batch.raws, batch.cursors(self._generation)
+            index = self._position
+            here = range(index - batch.index, min(len(raws), index - batch.index + _BURST))
+            self._burst += len(here)
+            for at in here:
+                self._last = event = StreamEvent(
+                    type=kind, index=index, cursor=cursors[at], generation=generation, raw=raws[at]
+                )
+                self._position = index = index + 1
+                yield event
 
     async def __anext__(self) -> StreamEvent:
-        return self.take() or await self.more()
+        return next(self.hand, None) or await self.more()
 
     async def more(self) -> StreamEvent:
-        """The next event, when ``take`` gives none. Lets others run."""
+        """The next event, when the ``hand`` is empty. Lets others run."""
         while True:
             self._check_open()
             tail = self._tail
@@ -249,7 +253,7 @@ class LogReader:
                 except UnavailableError as error:
                     _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # no outage ends a reader
                     await asyncio.sleep(_OUTAGE_PAUSE)
-            if (event := self.take()) is not None:
+            if (event := next(self.hand, None)) is not None:
                 return event
 
     def _check_open(self) -> None:
@@ -372,7 +376,8 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
-        self._hand, self._batch = iter(()), None
+        self.hand.close()
+        self._batch = None
         if self._ahead is not None:
             self._ahead.drop()
         self._context.readers -= 1

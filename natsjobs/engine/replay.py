@@ -8,59 +8,50 @@ caller repairs by reading again.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from itertools import islice
 
 import msgspec
 
 from natsjobs.engine import garbage, wire
-from natsjobs.models import EventType, StreamEvent
+from natsjobs.models import EventType
 
 _THREE_DIGITS = [f"{number:03d}" for number in range(1000)]
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """Consecutive events; ``seq`` is where a reader that has these may look for the next. Shared by readers."""
+class Batch(msgspec.Struct):
+    """Consecutive events of one generation; ``seq`` is where a reader that has these may look for the next.
+
+    Shared by readers: nobody changes it, and what is the same for all of them is put together once.
+    """
 
     index: int
     raws: list[bytes]
     seq: int
     type: EventType = EventType.EVENT
+    made: list[str] | None = None
+    """What ``cursors`` gave, kept for the next who asks."""
 
     @property
     def next(self) -> int:
         """Index after the last of them."""
         return self.index + len(self.raws)
 
-    def event(self, generation: str, index: int) -> StreamEvent:
-        """One of them, for one reader: nobody else gets the same object."""
-        return StreamEvent(
-            type=self.type,
-            index=index,
-            cursor=f"{generation}-{index + 1:010d}-{self.seq}",
-            generation=generation,
-            raw=self.raws[index - self.index],
-        )
+    def cursors(self, generation: str) -> list[str]:
+        """The cursor of each of them. Nobody may change the list.
 
-    def events(self, generation: str, index: int) -> Iterator[StreamEvent]:
-        """The events from ``index`` on, each as ``event`` gives it.
-
-        This runs once per event and reader, so the cursor is put together from what changes with every event and what
-        does not: formatting ten digits costs as much as all the rest.
+        It is put together from what changes with every event and what does not: formatting ten digits costs as much
+        as all the rest.
         """
-        kind, hint = self.type, f"-{self.seq}"
+        if self.made is not None:
+            return self.made
+        hint, made = f"-{self.seq}", list[str]()
         thousands, head = -1, ""
-        for position, raw in enumerate(islice(self.raws, index - self.index, None), index + 1):
+        for position in range(self.index + 1, self.next + 1):
             if position // 1000 != thousands:
                 thousands = position // 1000
                 head = f"{generation}-{thousands:07d}"
-            yield StreamEvent(
-                type=kind,
-                index=position - 1,
-                cursor=f"{head}{_THREE_DIGITS[position % 1000]}{hint}",
-                generation=generation,
-                raw=raw,
-            )
+            made.append(head + _THREE_DIGITS[position % 1000] + hint)
+        self.made = made
+        return made
 
 
 class Verdict(enum.Enum):

@@ -59,6 +59,8 @@ class Tail:
         self._scope = self._subjects.scope(stream_id, generation)
         self._events = context.link.events
         self._window = Window(context.config.limits.reader_events)
+        self.take = self._window.find
+        """The batch of the window that holds an index; ``None``: not (yet, or any more) here."""
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = False
@@ -89,10 +91,6 @@ class Tail:
     def seq(self) -> int:
         """Sequence of the newest message known here."""
         return self._replay.seq
-
-    def take(self, index: int) -> Batch | None:
-        """The batch of the window that holds ``index``; ``None``: not (yet, or any more) here."""
-        return self._window.find(index)
 
     def silent_at(self, index: int) -> bool:
         """Whether who waits for event ``index`` has nothing to do but to wait for a ``change``."""
