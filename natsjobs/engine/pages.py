@@ -128,13 +128,12 @@ class Ahead:
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._batches: deque[Batch] = deque()
+        self.batches: deque[Batch] = deque()
+        """For ``take``; nobody else changes it."""
         self._replay: Replay | None = None
         self._half = 0
-        self._held: tuple[asyncio.Future[Page], ...] = ()  # others who want the same get these
-
-    def __bool__(self) -> bool:
-        return bool(self._batches)
+        self.held: tuple[asyncio.Future[Page], ...] = ()
+        """What there is to ``drop``: others who want the same get these."""
 
     async def read(self, position: int, seq: int) -> Page:
         """The page that begins with event ``position``. ``seq``: where to look, unless the page before says it.
@@ -145,24 +144,24 @@ class Ahead:
         if replay is None or replay.next != position:
             replay = Replay(position, seq)
         asked = self._pages.ask(replay)
-        self._held = (asked,)
+        self.held = (asked,)
         page = await page_of(asked)
         self._replay, self._half = page.replay, len(page.batches) // 2
-        self._batches.extend(page.batches)
+        self.batches.extend(page.batches)
         return page
 
     def take(self, position: int, known: int) -> Batch | None:
         """The batch that holds event ``position``; ``None``: read on. ``known``: events that the generation has."""
-        while self._batches:
-            batch = self._batches.popleft()
-            if len(self._batches) == self._half and self._replay is not None and self._replay.next < known:
-                self._held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
+        while self.batches:
+            batch = self.batches.popleft()
+            if len(self.batches) == self._half and self._replay is not None and self._replay.next < known:
+                self.held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
             if batch.index <= position < batch.next:
                 return batch
         return None
 
     def drop(self) -> None:
         """Let go of everything: the reader goes on elsewhere."""
-        if self._held:
-            self._batches.clear()
-            self._replay, self._held = None, ()
+        if self.held:
+            self.batches.clear()
+            self._replay, self.held = None, ()

@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Collection, Generator
 from copy import copy
+from typing import NoReturn
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -127,7 +128,7 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
-        self._batch, self._ahead = None, Ahead(tail.pages)
+        self._batch, self._until, self._ahead = None, 0, Ahead(tail.pages)
         self._doubts = Doubts()
 
     def _end_span(self) -> None:
@@ -145,7 +146,7 @@ class LogReader:
             self._ended = not self._follow
             return
         await catch_up(self._context, self._stream_id, tail, self._position)
-        while self._position < tail.start and not self._ahead:
+        while self._position < tail.start and not (self._ahead and self._ahead.batches):
             await self._read_page()
 
     @property
@@ -231,13 +232,14 @@ class LogReader:
     async def more(self) -> StreamEvent:
         """The next event, when the ``hand`` is empty. Lets others run."""
         while True:
-            self._check_open()
+            if self._closed or self._ended:
+                self._refuse()
             tail = self._tail
             if self._burst >= _BURST:
                 self._burst = 0
                 await asyncio.sleep(0)  # who always has something to read must not keep the others from running
-            elif tail is not None and self._given is None and tail.silent_at(self._position):
-                self._change = change = tail.change()
+            elif tail is not None and self._given is None and (change := tail.change(self._position)) is not None:
+                self._change = change
                 try:
                     await change
                 except asyncio.CancelledError:
@@ -256,11 +258,10 @@ class LogReader:
             if (event := next(self.hand, None)) is not None:
                 return event
 
-    def _check_open(self) -> None:
+    def _refuse(self) -> NoReturn:
         if self._closed:
             raise NotOpenError("this reader was closed; subscribe again, after its cursor")
-        if self._ended:
-            raise StopAsyncIteration
+        raise StopAsyncIteration
 
     async def _step(self) -> StreamEvent | None:
         """Whatever has to be done; the end, if it is the turn of that."""
@@ -280,18 +281,19 @@ class LogReader:
 
     def _find_batch(self) -> Batch | None:
         """What was read already: the rest of a batch, the shared window, or pages of the log."""
-        tail, position, batch = self._tail, self._position, self._batch
-        if tail is None or self._burst >= _BURST:
+        tail, position, ahead = self._tail, self._position, self._ahead
+        if tail is None or ahead is None or self._burst >= _BURST:
             return None
-        if batch is None or position >= self._until:
-            batch = tail.take(position)
-            if batch is None:
-                if self._ahead is None or (batch := self._ahead.take(position, tail.next)) is None:
-                    return None
-            elif self._ahead is not None:
-                self._ahead.drop()
-            self._batch, self._until = batch, batch.next
-            self._seq, self._fresh = batch.seq, False
+        if position < self._until:
+            return self._batch
+        batch = tail.take(position)
+        if batch is None:
+            if not ahead.batches or (batch := ahead.take(position, tail.next)) is None:
+                return None
+        elif ahead.held:
+            ahead.drop()
+        self._batch, self._until = batch, batch.next
+        self._seq, self._fresh = batch.seq, False
         return batch
 
     def _give_end(self, terminal: wire.Terminal) -> StreamEvent:
@@ -377,7 +379,7 @@ class LogReader:
             return
         self._closed = True
         self.hand.close()
-        self._batch = None
+        self._batch, self._until = None, 0
         if self._ahead is not None:
             self._ahead.drop()
         self._context.readers -= 1
