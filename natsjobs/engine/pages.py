@@ -152,9 +152,10 @@ class Ahead:
 
     def take(self, position: int, known: int) -> Batch | None:
         """The batch that holds event ``position``; ``None``: read on. ``known``: events that the generation has."""
-        while self.batches:
-            batch = self.batches.popleft()
-            if len(self.batches) == self._half and self._replay is not None and self._replay.next < known:
+        batches = self.batches
+        while batches:
+            batch = batches.popleft()
+            if len(batches) == self._half and self._replay is not None and self._replay.next < known:
                 self.held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
             if batch.index <= position < batch.next:
                 return batch

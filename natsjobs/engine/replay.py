@@ -8,6 +8,7 @@ caller repairs by reading again.
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 
 import msgspec
 
@@ -38,20 +39,25 @@ class Batch(msgspec.Struct):
     def cursors(self, generation: str) -> list[str]:
         """The cursor of each of them. Nobody may change the list.
 
-        It is put together from what changes with every event and what does not: formatting ten digits costs as much
+        They are put together from what changes with every event and what does not: formatting ten digits costs as much
         as all the rest.
         """
         if self.made is not None:
             return self.made
-        hint, made = f"-{self.seq}", list[str]()
-        thousands, head = -1, ""
-        for position in range(self.index + 1, self.next + 1):
-            if position // 1000 != thousands:
-                thousands = position // 1000
-                head = f"{generation}-{thousands:07d}"
-            made.append(head + _THREE_DIGITS[position % 1000] + hint)
+        hint, count = f"-{self.seq}", len(self.raws)
+        thousands, place = divmod(self.index + 1, 1000)
+        made: list[str] = []
+        while len(made) < count:
+            head = _head(generation, thousands)
+            made += [f"{head}{digits}{hint}" for digits in _THREE_DIGITS[place : place + count - len(made)]]
+            thousands, place = thousands + 1, 0
         self.made = made
         return made
+
+
+@lru_cache(64)
+def _head(generation: str, thousands: int) -> str:
+    return f"{generation}-{thousands:07d}"
 
 
 class Verdict(enum.Enum):
