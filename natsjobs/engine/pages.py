@@ -19,11 +19,14 @@ from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import Message, StreamMissingError
-from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.engine.replay import Batch, Replay, Verdict, joined
 from natsjobs.errors import NatsJobsError, NotOpenError
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
+_STEP = 256
+"""Events of a page that a reader takes at once."""
+_STOPS = {Verdict.GAP, Verdict.CLEARED, Verdict.GONE}
 _CLOSED = "this reader was closed; subscribe again, after its cursor"
 
 
@@ -42,9 +45,9 @@ class Page(msgspec.Struct, frozen=True, weakref=True):
 class Pages:
     """All that is being read of one generation."""
 
-    def __init__(self, context: Context, scope: str) -> None:
+    def __init__(self, context: Context, scope: str, generation: str) -> None:
         """``scope``: the filter of the generation's subjects."""
-        self._context, self._scope = context, scope
+        self._context, self._scope, self._generation = context, scope, generation
         self._pages: WeakValueDictionary[tuple[object, ...], asyncio.Future[Page]] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,13 +104,15 @@ class Pages:
 
     def _decoded(self, messages: list[Message], replay: Replay) -> Page:
         batches: list[Batch] = []
+        why: Verdict | None = None
         for message in messages:
             verdict = replay.feed(message.seq, wire.decode(message.body), end=message.subject.endswith(".end"))
             if isinstance(verdict, Batch):
                 batches.append(verdict)
-            elif verdict in {Verdict.GAP, Verdict.CLEARED, Verdict.GONE}:
-                return Page(batches, replay, verdict, empty=False)
-        return Page(batches, replay, None, empty=not messages)
+            elif verdict in _STOPS:
+                why = verdict
+                break
+        return Page(joined(batches, self._generation, _STEP), replay, why, empty=not messages)
 
 
 async def page_of(asked: asyncio.Future[Page]) -> Page:

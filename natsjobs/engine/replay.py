@@ -8,6 +8,7 @@ caller repairs by reading again.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
@@ -53,6 +54,24 @@ class Batch(msgspec.Struct):
             thousands, place = thousands + 1, 0
         self.made = made
         return made
+
+
+def joined(batches: Iterable[Batch], generation: str, size: int) -> list[Batch]:
+    """The same events in fewer batches, of ``size`` events or a message more: readers take steps for each.
+
+    Takes over the batches, which nobody else may have yet. The cursors stay as they were: each is that of its message.
+    """
+    made: list[Batch] = []
+    for batch in batches:
+        cursors = batch.cursors(generation)
+        last = made[-1] if made else None
+        if last is not None and last.made is not None and len(last.raws) < size and last.type is batch.type:
+            last.raws += batch.raws
+            last.made += cursors
+            last.seq = batch.seq
+        else:
+            made.append(batch)
+    return made
 
 
 @lru_cache(64)
