@@ -19,11 +19,14 @@ from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import Message, StreamMissingError
-from natsjobs.engine.replay import Batch, Replay, Verdict
+from natsjobs.engine.replay import Batch, Replay, Verdict, joined
 from natsjobs.errors import NatsJobsError, NotOpenError
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
+_STEP = 256
+"""Events of a page that a reader takes at once."""
+_STOPS = {Verdict.GAP, Verdict.CLEARED, Verdict.GONE}
 _CLOSED = "this reader was closed; subscribe again, after its cursor"
 
 
@@ -42,9 +45,9 @@ class Page(msgspec.Struct, frozen=True, weakref=True):
 class Pages:
     """All that is being read of one generation."""
 
-    def __init__(self, context: Context, scope: str) -> None:
+    def __init__(self, context: Context, scope: str, generation: str) -> None:
         """``scope``: the filter of the generation's subjects."""
-        self._context, self._scope = context, scope
+        self._context, self._scope, self._generation = context, scope, generation
         self._pages: WeakValueDictionary[tuple[object, ...], asyncio.Future[Page]] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,13 +104,15 @@ class Pages:
 
     def _decoded(self, messages: list[Message], replay: Replay) -> Page:
         batches: list[Batch] = []
+        why: Verdict | None = None
         for message in messages:
             verdict = replay.feed(message.seq, wire.decode(message.body), end=message.subject.endswith(".end"))
             if isinstance(verdict, Batch):
                 batches.append(verdict)
-            elif verdict in {Verdict.GAP, Verdict.CLEARED, Verdict.GONE}:
-                return Page(batches, replay, verdict, empty=False)
-        return Page(batches, replay, None, empty=not messages)
+            elif verdict in _STOPS:
+                why = verdict
+                break
+        return Page(joined(batches, self._generation, _STEP), replay, why, empty=not messages)
 
 
 async def page_of(asked: asyncio.Future[Page]) -> Page:
@@ -128,13 +133,12 @@ class Ahead:
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._batches: deque[Batch] = deque()
+        self.batches: deque[Batch] = deque()
+        """For ``take``; nobody else changes it."""
         self._replay: Replay | None = None
         self._half = 0
-        self._held: tuple[asyncio.Future[Page], ...] = ()  # others who want the same get these
-
-    def __bool__(self) -> bool:
-        return bool(self._batches)
+        self.held: tuple[asyncio.Future[Page], ...] = ()
+        """What there is to ``drop``: others who want the same get these."""
 
     async def read(self, position: int, seq: int) -> Page:
         """The page that begins with event ``position``. ``seq``: where to look, unless the page before says it.
@@ -145,24 +149,25 @@ class Ahead:
         if replay is None or replay.next != position:
             replay = Replay(position, seq)
         asked = self._pages.ask(replay)
-        self._held = (asked,)
+        self.held = (asked,)
         page = await page_of(asked)
         self._replay, self._half = page.replay, len(page.batches) // 2
-        self._batches.extend(page.batches)
+        self.batches.extend(page.batches)
         return page
 
     def take(self, position: int, known: int) -> Batch | None:
         """The batch that holds event ``position``; ``None``: read on. ``known``: events that the generation has."""
-        while self._batches:
-            batch = self._batches.popleft()
-            if len(self._batches) == self._half and self._replay is not None and self._replay.next < known:
-                self._held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
+        batches = self.batches
+        while batches:
+            batch = batches.popleft()
+            if len(batches) == self._half and self._replay is not None and self._replay.next < known:
+                self.held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
             if batch.index <= position < batch.next:
                 return batch
         return None
 
     def drop(self) -> None:
         """Let go of everything: the reader goes on elsewhere."""
-        if self._held:
-            self._batches.clear()
-            self._replay, self._held = None, ()
+        if self.held:
+            self.batches.clear()
+            self._replay, self.held = None, ()

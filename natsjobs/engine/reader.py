@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from copy import copy
-from itertools import islice
+from typing import NoReturn
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -60,7 +60,8 @@ class LogReader:
         self._last: StreamEvent | None = None
         self._given: str | None = None  # the generation that was read to its end, while the next has not been entered
         self._position = self._seq = 0
-        self._hand: Iterator[StreamEvent] = iter(())
+        self.hand = self._giving()
+        """The events that are here already, one by one; whoever is given ``None`` awaits ``more``."""
         self._burst = 0  # how many were put into the hand since others had their turn
         self._batch: Batch | None = None
         self._until = 0  # the index after it
@@ -127,7 +128,7 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
-        self._hand, self._batch, self._ahead = iter(()), None, Ahead(tail.pages)
+        self._batch, self._until, self._ahead = None, 0, Ahead(tail.pages)
         self._doubts = Doubts()
 
     def _end_span(self) -> None:
@@ -145,7 +146,7 @@ class LogReader:
             self._ended = not self._follow
             return
         await catch_up(self._context, self._stream_id, tail, self._position)
-        while self._position < tail.start and not self._ahead:
+        while self._position < tail.start and not (self._ahead and self._ahead.batches):
             await self._read_page()
 
     @property
@@ -204,36 +205,41 @@ class LogReader:
     def __aiter__(self) -> LogReader:
         return self
 
-    def take(self) -> StreamEvent | None:
-        """The next event if it is here already; whoever is given none awaits ``more``."""
-        event = next(self._hand, None)
-        if event is None:
-            if (batch := self._find_batch()) is None:
-                return None
-            position, until = self._position, self._until
-            self._burst += min(_BURST, until - position)
-            if until - position == 1:
-                event = batch.event(self._generation, position)
-            else:
-                self._hand = islice(batch.events(self._generation, position), _BURST)
-                event = next(self._hand)
-        self._last = event
-        self._position = event.index + 1
-        return event
+    def _giving(self) -> Generator[StreamEvent | None]:
+        """What ``hand`` is. All that is done for every event of every reader is here: nobody else gets the same object.
+
+        The position is that of the events that were given, at every moment.
+        """
+        while True:
+            batch = self._find_batch()
+            if batch is None:
+                yield None
+                continue
+            generation, kind, raws, cursors = self._generation, batch.type, batch.raws, batch.cursors(self._generation)
+            index = self._position
+            here = range(index - batch.index, min(len(raws), index - batch.index + _BURST))
+            self._burst += len(here)
+            for at in here:
+                self._last = event = StreamEvent(
+                    type=kind, index=index, cursor=cursors[at], generation=generation, raw=raws[at]
+                )
+                self._position = index = index + 1
+                yield event
 
     async def __anext__(self) -> StreamEvent:
-        return self.take() or await self.more()
+        return next(self.hand, None) or await self.more()
 
     async def more(self) -> StreamEvent:
-        """The next event, when ``take`` gives none. Lets others run."""
+        """The next event, when the ``hand`` is empty. Lets others run."""
         while True:
-            self._check_open()
+            if self._closed or self._ended:
+                self._refuse()
             tail = self._tail
             if self._burst >= _BURST:
                 self._burst = 0
                 await asyncio.sleep(0)  # who always has something to read must not keep the others from running
-            elif tail is not None and self._given is None and tail.silent_at(self._position):
-                self._change = change = tail.change()
+            elif tail is not None and self._given is None and (change := tail.change(self._position)) is not None:
+                self._change = change
                 try:
                     await change
                 except asyncio.CancelledError:
@@ -249,14 +255,13 @@ class LogReader:
                 except UnavailableError as error:
                     _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # no outage ends a reader
                     await asyncio.sleep(_OUTAGE_PAUSE)
-            if (event := self.take()) is not None:
+            if (event := next(self.hand, None)) is not None:
                 return event
 
-    def _check_open(self) -> None:
+    def _refuse(self) -> NoReturn:
         if self._closed:
             raise NotOpenError("this reader was closed; subscribe again, after its cursor")
-        if self._ended:
-            raise StopAsyncIteration
+        raise StopAsyncIteration
 
     async def _step(self) -> StreamEvent | None:
         """Whatever has to be done; the end, if it is the turn of that."""
@@ -276,18 +281,19 @@ class LogReader:
 
     def _find_batch(self) -> Batch | None:
         """What was read already: the rest of a batch, the shared window, or pages of the log."""
-        tail, position, batch = self._tail, self._position, self._batch
-        if tail is None or self._burst >= _BURST:
+        tail, position, ahead = self._tail, self._position, self._ahead
+        if tail is None or ahead is None or self._burst >= _BURST:
             return None
-        if batch is None or position >= self._until:
-            batch = tail.take(position)
-            if batch is None:
-                if self._ahead is None or (batch := self._ahead.take(position, tail.next)) is None:
-                    return None
-            elif self._ahead is not None:
-                self._ahead.drop()
-            self._batch, self._until = batch, batch.next
-            self._seq, self._fresh = batch.seq, False
+        if position < self._until:
+            return self._batch
+        batch = tail.take(position)
+        if batch is None:
+            if not ahead.batches or (batch := ahead.take(position, tail.next)) is None:
+                return None
+        elif ahead.held:
+            ahead.drop()
+        self._batch, self._until = batch, batch.next
+        self._seq, self._fresh = batch.seq, False
         return batch
 
     def _give_end(self, terminal: wire.Terminal) -> StreamEvent:
@@ -372,7 +378,8 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
-        self._hand, self._batch = iter(()), None
+        self.hand.close()
+        self._batch, self._until = None, 0
         if self._ahead is not None:
             self._ahead.drop()
         self._context.readers -= 1

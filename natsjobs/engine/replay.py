@@ -8,59 +8,75 @@ caller repairs by reading again.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable
+from functools import lru_cache
 
 import msgspec
 
 from natsjobs.engine import garbage, wire
-from natsjobs.models import EventType, StreamEvent
+from natsjobs.models import EventType
 
 _THREE_DIGITS = [f"{number:03d}" for number in range(1000)]
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """Consecutive events; ``seq`` is where a reader that has these may look for the next. Shared by readers."""
+class Batch(msgspec.Struct):
+    """Consecutive events of one generation; ``seq`` is where a reader that has these may look for the next.
+
+    Shared by readers: nobody changes it, and what is the same for all of them is put together once.
+    """
 
     index: int
     raws: list[bytes]
     seq: int
     type: EventType = EventType.EVENT
+    made: list[str] | None = None
+    """What ``cursors`` gave, kept for the next who asks."""
 
     @property
     def next(self) -> int:
         """Index after the last of them."""
         return self.index + len(self.raws)
 
-    def event(self, generation: str, index: int) -> StreamEvent:
-        """One of them, for one reader: nobody else gets the same object."""
-        return StreamEvent(
-            type=self.type,
-            index=index,
-            cursor=f"{generation}-{index + 1:010d}-{self.seq}",
-            generation=generation,
-            raw=self.raws[index - self.index],
-        )
+    def cursors(self, generation: str) -> list[str]:
+        """The cursor of each of them. Nobody may change the list.
 
-    def events(self, generation: str, index: int) -> Iterator[StreamEvent]:
-        """The events from ``index`` on, each as ``event`` gives it.
-
-        This runs once per event and reader, so the cursor is put together from what changes with every event and what
-        does not: formatting ten digits costs as much as all the rest.
+        They are put together from what changes with every event and what does not: formatting ten digits costs as much
+        as all the rest.
         """
-        kind, hint = self.type, f"-{self.seq}"
-        thousands, head = -1, ""
-        for position, raw in enumerate(islice(self.raws, index - self.index, None), index + 1):
-            if position // 1000 != thousands:
-                thousands = position // 1000
-                head = f"{generation}-{thousands:07d}"
-            yield StreamEvent(
-                type=kind,
-                index=position - 1,
-                cursor=f"{head}{_THREE_DIGITS[position % 1000]}{hint}",
-                generation=generation,
-                raw=raw,
-            )
+        if self.made is not None:
+            return self.made
+        hint, count = f"-{self.seq}", len(self.raws)
+        thousands, place = divmod(self.index + 1, 1000)
+        made: list[str] = []
+        while len(made) < count:
+            head = _head(generation, thousands)
+            made += [f"{head}{digits}{hint}" for digits in _THREE_DIGITS[place : place + count - len(made)]]
+            thousands, place = thousands + 1, 0
+        self.made = made
+        return made
+
+
+def joined(batches: Iterable[Batch], generation: str, size: int) -> list[Batch]:
+    """The same events in fewer batches, of ``size`` events or a message more: readers take steps for each.
+
+    Takes over the batches, which nobody else may have yet. The cursors stay as they were: each is that of its message.
+    """
+    made: list[Batch] = []
+    for batch in batches:
+        cursors = batch.cursors(generation)
+        last = made[-1] if made else None
+        if last is not None and last.made is not None and len(last.raws) < size and last.type is batch.type:
+            last.raws += batch.raws
+            last.made += cursors
+            last.seq = batch.seq
+        else:
+            made.append(batch)
+    return made
+
+
+@lru_cache(64)
+def _head(generation: str, thousands: int) -> str:
+    return f"{generation}-{thousands:07d}"
 
 
 class Verdict(enum.Enum):

@@ -53,12 +53,14 @@ class Tail:
         self.lost: NatsJobsError | None = None
         self.denied: PermissionDeniedError | None = None
         self.users = 0
-        self.pages = Pages(context, context.subjects.scope(stream_id, generation))
+        self.pages = Pages(context, context.subjects.scope(stream_id, generation), generation)
         self._context = context
         self._subjects = context.subjects
         self._scope = self._subjects.scope(stream_id, generation)
         self._events = context.link.events
         self._window = Window(context.config.limits.reader_events)
+        self.take = self._window.find
+        """The batch of the window that holds an index; ``None``: not (yet, or any more) here."""
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = False
@@ -90,20 +92,15 @@ class Tail:
         """Sequence of the newest message known here."""
         return self._replay.seq
 
-    def take(self, index: int) -> Batch | None:
-        """The batch of the window that holds ``index``; ``None``: not (yet, or any more) here."""
-        return self._window.find(index)
-
-    def silent_at(self, index: int) -> bool:
-        """Whether who waits for event ``index`` has nothing to do but to wait for a ``change``."""
-        return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
-
-    def change(self) -> asyncio.Future[None]:
+    def change(self, index: int) -> asyncio.Future[None] | None:
         """What is done as soon as there is something new: events, the end, or that history is lost.
 
-        Whoever stops waiting for it must ``forget`` it.
+        ``None``: who waits for event ``index`` has something else to do than to wait. Whoever stops waiting must
+        ``forget`` what was given.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if index < self._replay.next or self.terminal is not None or self.lost is not None or self.denied is not None:
+            return None
+        future: asyncio.Future[None] = asyncio.Future()
         self._waiters.add(future)
         return future
 

@@ -45,6 +45,8 @@ class Window:
     def add(self, batch: Batch) -> None:
         """Keep a batch that follows the newest, as long as there is room."""
         batches = self._batches
+        if batches:
+            batches[-1].made = None  # who is at the live edge needs it no more
         batches.append(batch)
         self._next = batch.next
         self._events += len(batch.raws)

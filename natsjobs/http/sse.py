@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from natsjobs.models import EventType, StreamEvent
+from natsjobs.models import EndReason, EventType, StreamEvent
 
 HEARTBEAT = b": still here\n"
 """A comment: readers skip it, and a connection that is gone is noticed. One line end, as with ``retry``: a blank line
@@ -39,10 +39,12 @@ def encode_sse(event: StreamEvent, *, raw: bool = False) -> bytes:
         event: What a reader gave.
         raw: ``data`` is the stored JSON instead, untouched.
     """
-    head = f"id: {_CONTROL.sub('', event.cursor)}\n"
-    if event.type != EventType.EVENT:
-        head += f"event: {_CONTROL.sub('', event.type.value)}\n"
-    return head.encode() + data_lines(event.raw if raw else _record(event)) + b"\n"
+    cursor = event.cursor if event.cursor.isprintable() else _CONTROL.sub("", event.cursor)
+    payload = event.raw if raw else _record(event)
+    if event.type == EventType.EVENT:
+        return b"id: %b\n%b\n" % (cursor.encode(), data_lines(payload))
+    name = _CONTROL.sub("", event.type.value)
+    return b"id: %b\nevent: %b\n%b\n" % (cursor.encode(), name.encode(), data_lines(payload))
 
 
 def data_lines(payload: bytes) -> bytes:
@@ -57,14 +59,19 @@ def retry(milliseconds: int) -> bytes:
     return b"retry: %d\n" % milliseconds
 
 
+class _Record(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """The wire form of an event, as ``to_dict`` gives it."""
+
+    type: EventType
+    index: int
+    cursor: str
+    generation: str
+    data: msgspec.Raw
+    end_reason: EndReason | None = None
+
+
 def _record(event: StreamEvent) -> bytes:
     """The wire form of the record with its data spliced in: nothing is decoded on the way."""
-    reason = b"" if event.end_reason is None else b',"endReason":' + _json(event.end_reason.value)
-    return b'{"type":%b,"index":%d,"cursor":%b,"generation":%b,"data":%b%b}' % (
-        _json(event.type.value),
-        event.index,
-        _json(event.cursor),
-        _json(event.generation),
-        event.raw,
-        reason,
+    return _json(
+        _Record(event.type, event.index, event.cursor, event.generation, msgspec.Raw(event.raw), event.end_reason)
     )

@@ -6,7 +6,7 @@ It adds closing to the transport's reader and nothing else; order, replay and th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -25,17 +25,14 @@ _LEFT = "this reader was left or its JobManager closed; subscribe again with aft
 class _Ready(Protocol):
     """A reader that says what it has at hand: its events need no waiting, so nothing that could be interrupted."""
 
-    def take(self) -> StreamEvent | None:
-        """The next event; ``None``: await ``more``."""
+    @property
+    def hand(self) -> Iterator[StreamEvent | None]:
+        """The events that are here; ``None``: await ``more``."""
         ...
 
     async def more(self) -> StreamEvent:
-        """The next event, when ``take`` gave none. Raises as ``EventReader.__anext__`` does."""
+        """The next event, when ``hand`` gave none. Raises as ``EventReader.__anext__`` does."""
         ...
-
-
-def _nothing() -> StreamEvent | None:
-    return None
 
 
 class ReaderBlock:
@@ -51,7 +48,7 @@ class ReaderBlock:
         self._readers = readers
         self._require_open = require_open
         self._reader: EventReader | None = None
-        self._take: Callable[[], StreamEvent | None] = _nothing
+        self._hand: Iterator[StreamEvent | None] = iter(())
         self._more: Callable[[], Awaitable[StreamEvent]] | None = None
         self._closed = False
         self._released = False
@@ -71,7 +68,7 @@ class ReaderBlock:
             self._readers.discard(self)
             raise
         if isinstance(self._reader, _Ready) and not self._closed:
-            self._take, self._more = self._reader.take, self._reader.more
+            self._hand, self._more = self._reader.hand, self._reader.more
         return self
 
     async def __aexit__(
@@ -83,7 +80,7 @@ class ReaderBlock:
         return self
 
     async def __anext__(self) -> StreamEvent:
-        if self._waiting is None and (event := self._take()) is not None:
+        if self._waiting is None and (event := next(self._hand, None)) is not None:
             return event
         if self._closed or self._reader is None:
             raise NotOpenError(_LEFT)
@@ -158,7 +155,7 @@ class ReaderBlock:
 
     async def close(self) -> None:
         """The manager is left: whoever waits for the next event gets ``NotOpenError``."""
-        self._closed, self._take = True, _nothing
+        self._closed, self._hand = True, iter(())
         if self._waiting is not None:
             self._interrupt = Interrupt("the JobManager was closed")
             self._interrupt.arm(self._waiting, before=self._before)
@@ -167,7 +164,7 @@ class ReaderBlock:
         await self._exit()
 
     async def _exit(self) -> None:
-        self._closed, self._take = True, _nothing
+        self._closed, self._hand = True, iter(())
         self._readers.discard(self)
         if self._reader is not None and not self._released:
             self._released = True
