@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from copy import copy
 from itertools import islice
+from typing import TypeAlias
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
@@ -43,6 +44,7 @@ _log = logging.getLogger(__name__)
 _BURST = 256
 """So many events in a row, then others have their turn."""
 _OUTAGE_PAUSE = 0.5
+_Listen: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class LogReader:
@@ -74,22 +76,21 @@ class LogReader:
     # -- entering -----------------------------------------------------------------------------------------------
 
     async def start_at(
-        self, after: str | None, generation: str | None, wait: float, *, likely: str | None = None
+        self, after: str | None, generation: str | None, wait: float, listen: _Listen, likely: str | None
     ) -> None:
         """Attach at a cursor. Raises what ``JobManager.subscribe`` documents.
 
+        ``listen`` is awaited before anything is asked for, and waits for no answer; it goes out with the questions.
         ``likely``: the generation that will probably be read; its tail is entered while the record is asked for.
         """
         cursor = wire.Cursor.parse(after) if after is not None else None
         if self._follow:
             await self._watch_turns()
         likely = generation or (cursor.generation if cursor is not None else likely)
-        if likely is None:
-            record = await read_record(self._context, self._stream_id)
-        else:
-            record, _ = await together(read_record(self._context, self._stream_id), self._enter_early(likely))
+        asked = self._ask(listen)
+        record = await asked if likely is None else (await together(asked, self._enter_early(likely)))[0]
         if record is None and wait > 0:
-            record = await (await self._watch_turns()).wait(after=None, timeout=wait)
+            record = await (await self._watch_turns()).wait(after=None, timeout=wait, attach=self._enter_early)
         if record is None:
             if cursor is not None:
                 raise HistoryLostError(self._stream_id, "the job of this cursor has expired or was deleted")
@@ -114,8 +115,15 @@ class LogReader:
             await self._turns.open()
         return self._turns
 
+    async def _ask(self, listen: _Listen) -> JobRecord | None:
+        await listen()
+        return await read_record(self._context, self._stream_id)
+
     async def _enter_early(self, generation: str) -> None:
         """Enter a tail that may turn out to be another than the record names; then it is left again."""
+        early, self._tail = self._tail, None
+        if early is not None:
+            await self._tails.leave(early)
         with contextlib.suppress(HistoryLostError):  # whether that matters says the record
             self._tail = await self._tails.enter(self._stream_id, generation)
 
@@ -285,7 +293,7 @@ class LogReader:
                 if self._ahead is None or (batch := self._ahead.take(position, tail.next)) is None:
                     return None
             elif self._ahead is not None:
-                self._ahead.drop()
+                self._ahead.drop(tail.next)
             self._batch, self._until = batch, batch.next
             self._seq, self._fresh = batch.seq, False
         return batch
