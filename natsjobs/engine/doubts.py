@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError
@@ -62,3 +63,19 @@ async def catch_up(context: Context, stream_id: str, tail: Tail, position: int) 
             await asyncio.sleep(pause)  # an old leader's answer can be behind what this cursor has seen (B3)
         else:
             raise HistoryLostError(stream_id, "the log ends before this cursor")
+
+
+async def cleared_start(context: Context, stream_id: str, generation: str, position: int) -> tuple[int, int] | None:
+    """Index and sequence from which a log goes on that was cleared beyond ``position``; ``None``: it was not.
+
+    Whoever reads from the start reads from there; only a cursor can lose history.
+
+    Raises:
+        UnavailableError: NATS does not answer.
+    """
+    subject = context.subjects.log(stream_id, generation)
+    first = await patiently(lambda: context.link.events.next(subject), limit=context.patience)
+    entry = wire.decode(first.body) if first is not None else None
+    if first is None or entry is None or entry.type != "cleared" or entry.index <= position:
+        return None
+    return entry.index, first.seq

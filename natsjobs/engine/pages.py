@@ -9,6 +9,7 @@ log (no message, a gap) is asked again. What a page means is decided by the read
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from copy import copy
 from weakref import WeakValueDictionary
@@ -166,8 +167,8 @@ class Ahead:
                 return batch
         return None
 
-    def drop(self) -> None:
-        """Let go of everything: the reader goes on elsewhere."""
-        if self.held:
+    def drop(self, known: float = math.inf) -> None:
+        """Let go of everything, unless a page went beyond event ``known``: the reader goes on elsewhere."""
+        if self.held and (self._replay is None or self._replay.next <= known):
             self.batches.clear()
             self._replay, self.held = None, ()

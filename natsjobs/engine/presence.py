@@ -56,22 +56,20 @@ class Presence:
         """Stream ids with subscribers or callbacks here."""
         return set(self._counts) | set(self._watches)
 
-    async def approach(self, stream_id: str) -> None:
-        """Somebody may join soon: questions are heard from now on, and answered with who is here (nobody, so far).
-
-        Nothing is waited for: whoever reads something before he joins has the answer to a later request then.
-        ``turn_back`` or ``join`` must follow.
-        """
+    def approach(self, stream_id: str) -> None:
+        """Somebody may join soon. ``turn_back`` or ``join`` must follow."""
         self._near[stream_id] = self._near.get(stream_id, 0) + 1
-        try:
-            async with self._lock(stream_id):
-                if stream_id not in self._interests and stream_id in self._near:
-                    subject = self._context.subjects.presence(stream_id)
-                    bus, answer = self._context.link.bus, partial(self._answer, stream_id)
-                    self._interests[stream_id] = await bus.subscribe(subject, answer, sure=False)
-        except BaseException:
-            await self.turn_back(stream_id)
-            raise
+
+    async def listen(self, stream_id: str) -> None:
+        """Questions are heard from now on, and answered with who is here, as long as anybody is near.
+
+        Nothing is waited for: whoever asks for something behind this has the answer to a later request when he joins.
+        """
+        async with self._lock(stream_id):
+            if stream_id not in self._interests and stream_id in self._near:
+                subject = self._context.subjects.presence(stream_id)
+                bus, answer = self._context.link.bus, partial(self._answer, stream_id)
+                self._interests[stream_id] = await bus.subscribe(subject, answer, sure=False)
 
     async def turn_back(self, stream_id: str) -> None:
         """He did not join."""
@@ -91,6 +89,7 @@ class Presence:
         """
         self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
         try:
+            await self.listen(stream_id)
             if (interest := self._interests.get(stream_id)) is not None:
                 await interest.confirm()
             await self._announce(stream_id, "join")

@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from copy import copy
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
-from natsjobs.engine.doubts import Doubts, catch_up
+from natsjobs.engine.doubts import Doubts, catch_up, cleared_start
 from natsjobs.engine.jobs import JobRecord, read_record
 from natsjobs.engine.pages import Ahead
-from natsjobs.engine.patience import FINAL, patiently
+from natsjobs.engine.patience import FINAL
 from natsjobs.engine.replay import Batch, Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 _BURST = 256
 """So many events in a row, then others have their turn."""
 _OUTAGE_PAUSE = 0.5
+_Listen: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class LogReader:
@@ -75,22 +76,21 @@ class LogReader:
     # -- entering -----------------------------------------------------------------------------------------------
 
     async def start_at(
-        self, after: str | None, generation: str | None, wait: float, *, likely: str | None = None
+        self, after: str | None, generation: str | None, wait: float, listen: _Listen, likely: str | None
     ) -> None:
         """Attach at a cursor. Raises what ``JobManager.subscribe`` documents.
 
+        ``listen`` is awaited before anything is asked for, and waits for no answer; it goes out with the questions.
         ``likely``: the generation that will probably be read; its tail is entered while the record is asked for.
         """
         cursor = wire.Cursor.parse(after) if after is not None else None
         if self._follow:
             await self._watch_turns()
         likely = generation or (cursor.generation if cursor is not None else likely)
-        if likely is None:
-            record = await read_record(self._context, self._stream_id)
-        else:
-            record, _ = await together(read_record(self._context, self._stream_id), self._enter_early(likely))
+        asked = self._ask(listen)
+        record = await asked if likely is None else (await together(asked, self._enter_early(likely)))[0]
         if record is None and wait > 0:
-            record = await (await self._watch_turns()).wait(after=None, timeout=wait)
+            record = await (await self._watch_turns()).wait(after=None, timeout=wait, attach=self._enter_early)
         if record is None:
             if cursor is not None:
                 raise HistoryLostError(self._stream_id, "the job of this cursor has expired or was deleted")
@@ -115,8 +115,15 @@ class LogReader:
             await self._turns.open()
         return self._turns
 
+    async def _ask(self, listen: _Listen) -> JobRecord | None:
+        await listen()
+        return await read_record(self._context, self._stream_id)
+
     async def _enter_early(self, generation: str) -> None:
         """Enter a tail that may turn out to be another than the record names; then it is left again."""
+        early, self._tail = self._tail, None
+        if early is not None:
+            await self._tails.leave(early)
         with contextlib.suppress(HistoryLostError):  # whether that matters says the record
             self._tail = await self._tails.enter(self._stream_id, generation)
 
@@ -291,7 +298,7 @@ class LogReader:
             if not ahead.batches or (batch := ahead.take(position, tail.next)) is None:
                 return None
         elif ahead.held:
-            ahead.drop()
+            ahead.drop(tail.next)
         self._batch, self._until = batch, batch.next
         self._seq, self._fresh = batch.seq, False
         return batch
@@ -321,21 +328,13 @@ class LogReader:
     async def _doubt(self, detail: str) -> None:
         """The log does not have what comes next: it is read again without a hint, and in the end it is lost."""
         self._ahead, self._seq = Ahead(self._open_tail.pages), 0
-        if self._fresh and await self._start_behind_clearing():
+        context, run = self._context, (self._stream_id, self._generation)
+        if self._fresh and (start := await cleared_start(context, *run, self._position)) is not None:
+            self._position, self._seq = start
             return
         if self._doubts.last:
             raise HistoryLostError(self._stream_id, detail)
         await self._doubts.pause()
-
-    async def _start_behind_clearing(self) -> bool:
-        """Whoever reads from the start of a log that was cleared reads from there; only a cursor can lose history."""
-        subject = self._context.subjects.log(self._stream_id, self._generation)
-        first = await patiently(lambda: self._context.link.events.next(subject), limit=self._context.patience)
-        entry = wire.decode(first.body) if first is not None else None
-        if first is None or entry is None or entry.type != "cleared" or entry.index <= self._position:
-            return False
-        self._position, self._seq = entry.index, first.seq
-        return True
 
     async def _raise_lost(self) -> None:
         lost = self._open_tail.lost

@@ -180,6 +180,8 @@ class Tail:
         elif entry.type == "part" or entry.type == "final":
             self._replay = Replay(entry.index, message.seq - 1)
             await self._read_on()
+        elif entry.type == "events" and not message.subject.endswith(".end"):
+            self._skip_to(entry, message.seq)  # it is in the hand: who comes for it need not read it again
         else:
             self._replay = Replay(entry.next_index, message.seq)
 

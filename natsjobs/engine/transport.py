@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -90,7 +91,7 @@ class EngineTransport:
         subscription = HandlerSubscription(
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
-        await self._presence.approach(stream_id)
+        self._presence.approach(stream_id)
         await self._presence.join(stream_id)
         self._subscriptions.setdefault(stream_id, set()).add(subscription)
         try:
@@ -268,9 +269,10 @@ class EngineTransport:
         reader = LogReader(self._context, self._tails, reading.stream_id, follow=reading.follow)
         self._readers.add(reading)
         try:
-            await self._presence.approach(reading.stream_id)
+            self._presence.approach(reading.stream_id)
+            listen = partial(self._presence.listen, reading.stream_id)
             try:
-                await reader.start_at(after, generation, wait, likely=self._likely(reading.stream_id))
+                await reader.start_at(after, generation, wait, listen, self._likely(reading.stream_id))
             except BaseException:
                 await self._presence.turn_back(reading.stream_id)
                 raise

@@ -40,6 +40,7 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding bytes may raise that somebody else sent; the last for JSON that is nested too deeply."""
 
 _BASE32 = "0123456789abcdefghijklmnopqrstuv"
+_ANY_BASE32: Final = (_BASE32 * 8).encode()  # a digit for every byte
 _MOST_EVENTS = 9_999_999_999  # what a cursor has digits for
 _MOST_MESSAGES = 999_999_999_999_999_999  # the same for a sequence
 _DEEPEST = 256  # nesting of an event: below Python's recursion limit for every reader, however deep its own stack is
@@ -288,7 +289,7 @@ def ascii_json(value: Any) -> bytes:
 
 def random_token(chars: int = 10) -> str:
     """Random base 32 digits, 5 bits each."""
-    return "".join(_BASE32[b & 31] for b in secrets.token_bytes(chars))
+    return secrets.token_bytes(chars).translate(_ANY_BASE32).decode()
 
 
 def generation_id(created_at: int) -> str:

@@ -329,7 +329,8 @@ class Connection:
 
 def _check_room(tap: Tap, subject: str, *, ours: bool) -> None:
     """nats-py closes the connection over one subscription too many; a new one is whole when nobody insists."""
-    if _TOO_MANY in str(tap.nc.last_error) and not ours:
+    error = tap.nc.last_error
+    if error is not None and not ours and _TOO_MANY in str(error):
         raise UnavailableError(
             f"subscribing to {subject} was refused: {_TOO_MANY}; raise max_subscriptions of the server or the account, "
             "or spread the followers over more processes"

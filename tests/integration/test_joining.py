@@ -1,0 +1,83 @@
+"""How readers join: what a reader that waits for a job is told, and what one that joins need not ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from timeline_kit import NEVER, Timelines, spying
+from waiting import emit_stored, eventually, known, read_all, soon, take, values
+
+
+def news_of(many: Timelines, stream_id: str) -> str:
+    """The subject on which changes of a job's record are heard."""
+    key = many.subjects.record("job", stream_id)
+    return many.subjects.changes_prefix + key[len(many.subjects.record_prefix) :]
+
+
+async def test_a_waiting_reader_attaches_while_it_reads_the_record(many: Timelines) -> None:
+    """The news names the generation: reading the record and entering its tail is one round trip, not two."""
+    owner, viewer = await many.add(), await many.add()
+    asked = asyncio.Event()
+    entered = asyncio.Event()
+    record = many.subjects.record("job", "s")
+
+    async def until_entered(subject: str) -> None:
+        if subject == record and asked.is_set():
+            await soon(entered.wait())
+
+    async def enters(subject: str) -> None:
+        del subject
+        entered.set()
+
+    viewer.link.records.after_last, viewer.link.events.after_last = until_entered, enters
+    reading = asyncio.ensure_future(read_all(viewer.manager.subscribe, "s", wait=20.0))
+    await eventually(lambda: news_of(many, "s") in viewer.interests())
+    asked.set()
+    async with owner.manager.start("s", user_id="u") as run:
+        await run.emit("first")
+    assert values(await soon(reading)) == ["first"]
+
+
+async def test_what_the_news_says_is_not_believed(many: Timelines) -> None:
+    """Anybody may publish it: a reader reads what the record names, and leaves what was named to it."""
+    owner, viewer = await many.add(), await many.add(config=many.config(timing={"look": NEVER}))
+    stranger = await many.admin()
+    earlier = await owner.store.create_job("other", "alice")
+    reading = asyncio.ensure_future(read_all(viewer.manager.subscribe, "s", wait=20.0))
+    await eventually(lambda: news_of(many, "s") in viewer.interests())
+    heard, looked_at = viewer.interests(), list[str]()
+
+    async def note(subject: str) -> None:
+        looked_at.append(subject)
+
+    viewer.link.events.after_last = note
+    for said in (b"", b"\xff", b"{}", b'{"generation":7}', b'{"generation":"a.b >"}', b'{"generation":"none"}'):
+        await stranger.publish(news_of(many, "s"), said)
+        await known(stranger)
+        assert await viewer.manager.get("s") is None  # each is heard before the next comes
+    await eventually(lambda: looked_at == [many.subjects.scope("s", "none")])
+    log = many.subjects.log("s", earlier.generation)  # a log that no record names, and that can be entered
+    await stranger.request(log, b'{"v":1,"type":"open","index":0,"writer":"w"}')
+    entered = f"{many.subjects.live_prefix}s.{earlier.generation}.*"
+    await stranger.publish(news_of(many, "s"), json.dumps({"generation": earlier.generation}).encode())
+    await eventually(lambda: entered in viewer.interests())
+    assert not reading.done()
+    async with owner.manager.start("s", user_id="u") as run:
+        await run.emit("true")
+    assert values(await soon(reading)) == ["true"]
+    await eventually(lambda: set(viewer.interests()) <= set(heard))
+
+
+async def test_whoever_joins_behind_one_message_reads_no_page(many: Timelines) -> None:
+    """The newest message was read to find the end of the log: what is in it is not read once more."""
+    owner, viewer = await many.add(), await many.add()
+    questions = f"$JS.API.DIRECT.GET.{many.subjects.events_stream}"
+    job = await owner.store.create_job("s", "u")
+    await emit_stored(owner.transport, "s", "first", generation=job.generation)
+    async with spying(await many.admin(), questions) as asked:
+        async with viewer.manager.subscribe("s") as events:
+            assert values(await take(events, 1)) == ["first"]
+            await emit_stored(owner.transport, "s", "second", generation=job.generation)
+            assert values(await take(events, 1)) == ["second"]
+        assert not [msg for msg in asked if b"next_by_subj" in msg.data]
