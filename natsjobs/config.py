@@ -73,7 +73,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How often an owner renews its lease; at most half of ``lease``, and more often where NATS, which counts in whole
     seconds, would let it lapse in between."""
     linger: float = 0.05
-    """The first event goes at once; while more keep coming they are collected this long. 0: never wait."""
+    """The first event goes at once; while more keep coming they are collected this long. 0: never wait.
+
+    Longer: fuller messages, which cost less, replay faster and take less room; viewers see events that much later. The
+    default was measured (``natsjobs bench paced-50``): at 50 events a second and job it takes 0.4 of the CPU that 0
+    takes."""
     request: float = 5.0
     """One request to NATS."""
     abort: float = 2.0
