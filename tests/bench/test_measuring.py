@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import soon
 
 from natsjobs import embedded
 from natsjobs.cli.bench import servers
@@ -109,6 +111,24 @@ async def test_a_side_that_breaks_its_promise_gets_no_figure(
         await plan.carry_out()
     assert missing in str(caught.value)
     assert plan.measured == {}
+
+
+async def test_a_process_ends_when_its_coordinator_is_gone(newest_server: str) -> None:
+    """Killed in the middle of a work it leaves nobody behind, who would wait for its server."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "natsjobs.cli.bench.actor", "natsjobs.cli.bench.ours:Ours", newest_server, "{}"),
+        stdin=pipe,
+        stdout=pipe,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b'{"do": "warm", "with": {}}\n')
+    assert await soon(process.stdout.readline(), within=30)
+    process.stdin.write(b'{"do": "stored", "with": {"still": 600}}\n')
+    await process.stdin.drain()
+    process.stdin.close()
+    assert await soon(process.wait(), within=15) == 0
 
 
 def bench(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -72,13 +72,21 @@ class Actor:
         return {"bytes": int(pages) * os.sysconf("SC_PAGESIZE")}
 
 
+class _Commands(asyncio.StreamReaderProtocol):
+    """Commands come until the coordinator closes the pipe, or is killed; also in the middle of one."""
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - as asyncio calls it
+        """Its servers are gone next, and with them everything that would be tidied up: it leaves without a word."""
+        os._exit(0)
+
+
 async def main(side_name: str, url: str, settings: dict[str, Any]) -> None:
     """Take commands until the input ends."""
     module, _, name = side_name.partition(":")
     side: Side = await getattr(importlib.import_module(module), name).open(url, settings)
     actor = Actor(side, settings)
     reader = asyncio.StreamReader(limit=_LINE)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: _Commands(reader), sys.stdin)
     while line := await reader.readline():
         command = msgspec.json.decode(line)
         try:
@@ -89,8 +97,6 @@ async def main(side_name: str, url: str, settings: dict[str, Any]) -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
-    # Its servers are gone next, and with them everything that it would tidy up: it leaves without a word.
-    os._exit(0)
 
 
 if __name__ == "__main__":
