@@ -84,46 +84,26 @@ class ReaderBlock:
             return event
         if self._closed or self._reader is None:
             raise NotOpenError(_LEFT)
-        self._begin()
-        try:
-            return await (self._more or self._reader.__anext__)()
-        except asyncio.CancelledError:
-            self._translate()
-            raise
-        finally:
-            self._waiting = None
-            if self._interrupt is not None:
-                await self._end(self._interrupt)
+        return await self._unless_closed(self._more or self._reader.__anext__)
 
     async def _unless_closed(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """As ``__anext__``, which is spelled out because it runs once per event: every level is resumed by itself."""
-        self._begin()
-        try:
-            return await call()
-        except asyncio.CancelledError:
-            self._translate()
-            raise
-        finally:
-            self._waiting = None
-            if self._interrupt is not None:
-                await self._end(self._interrupt)
-
-    def _begin(self) -> None:
-        """This task waits from here on: what an interrupt needs is noted."""
         task = asyncio.current_task()
         if task is None or self._waiting is not None:
             raise RuntimeError("a reader is used by one task at a time; subscribe once per task")
+        # This runs at every wake-up: what an interrupt needs is only noted here.
         self._waiting, self._before = task, task.cancelling()
-
-    def _translate(self) -> None:
-        """A cancellation that nobody but ``close`` asked for is told as what it is."""
-        if self._interrupt is not None and not self._interrupt.by_others:
-            raise NotOpenError(_LEFT) from None
-
-    async def _end(self, interrupt: Interrupt) -> None:
-        self._idle.set()
-        if (cut := await interrupt.release()) is not None:
-            raise cut
+        try:
+            return await call()
+        except asyncio.CancelledError:
+            if self._interrupt is not None and not self._interrupt.by_others:
+                raise NotOpenError(_LEFT) from None
+            raise
+        finally:
+            self._waiting = None
+            if self._interrupt is not None:
+                self._idle.set()
+                if (cut := await self._interrupt.release()) is not None:
+                    raise cut
 
     @property
     def job(self) -> Job:

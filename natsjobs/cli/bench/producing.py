@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from natsjobs.cli.bench.sides import Run, Side, chunks, quantile
@@ -47,13 +47,8 @@ class Producer:
         everything is stored; the ends of the jobs are not in it.
         """
         runs = [self._runs[one] for one in ids]
-        gc.collect()
-        begin, cpu = time.monotonic_ns(), time.process_time()
-        await asyncio.gather(
-            *(_emit(run, events[k % len(events)], repeat, rate, k / len(runs)) for k, run in enumerate(runs))
-        )
-        await asyncio.gather(*(run.flush() for run in runs))
-        return {"begin": begin, "cpu": time.process_time() - cpu, "end": time.monotonic_ns()}
+        emitting = (_emit(run, events[k % len(events)], repeat, rate, k / len(runs)) for k, run in enumerate(runs))
+        return await _measured(runs, emitting)
 
     async def emit_in_turn(
         self, ids: Sequence[str], filled: str, each: int, rate: float, first: int = 0
@@ -62,14 +57,9 @@ class Producer:
 
         As many tasks for ten jobs as for ten thousand, so that what differs is the number of running jobs alone.
         """
-        runs = [self._runs[one] for one in ids]
-        gc.collect()
-        begin, cpu = time.monotonic_ns(), time.process_time()
-        await asyncio.gather(
-            *(_in_turn(runs[k::_WORKERS], filled, range(first, first + each), rate / _WORKERS) for k in range(_WORKERS))
-        )
-        await asyncio.gather(*(run.flush() for run in runs))
-        return {"begin": begin, "cpu": time.process_time() - cpu, "end": time.monotonic_ns()}
+        runs, numbers = [self._runs[one] for one in ids], range(first, first + each)
+        emitting = (_in_turn(runs[k::_WORKERS], filled, numbers, rate / _WORKERS) for k in range(_WORKERS))
+        return await _measured(runs, emitting)
 
     async def pace(self, jobs: int, events: int, rate: float) -> dict[str, Any]:
         """Keep the pace, and emit nothing."""
@@ -120,6 +110,15 @@ class _Nothing:
 
     async def finish(self) -> None:
         """Nothing."""
+
+
+async def _measured(runs: Sequence[Run], emitting: Iterable[Coroutine[Any, Any, None]]) -> dict[str, Any]:
+    """When it began, when everything was stored, and the CPU that took."""
+    gc.collect()
+    begin, cpu = time.monotonic_ns(), time.process_time()
+    await asyncio.gather(*emitting)
+    await asyncio.gather(*(run.flush() for run in runs))
+    return {"begin": begin, "cpu": time.process_time() - cpu, "end": time.monotonic_ns()}
 
 
 async def _emit(run: Run, events: Sequence[Any], repeat: int, rate: float, phase: float) -> None:
