@@ -203,8 +203,8 @@ async def test_what_one_turn_makes_is_one_write(newest_server: str) -> None:
                 subject, scope = here.names.log("s", f"g{number}"), here.names.scope("s", f"g{number}")
                 assert here.link.events.send(subject, b"x", expect=0, scope=scope, done=answers[number].set_result)
 
-            here.link.at_turn_end(lambda: send(2))
             send(0)
+            here.link.at_turn_end(lambda: send(2))
             send(1)
             assert writes == []
             assert sorted(await asyncio.gather(*answers)) == [1, 2, 3]
