@@ -188,7 +188,10 @@ class Appender:
         return self._sent is not None
 
     def _group(self) -> list[bytes]:
-        return wire.group(self._backlog.events, GROUP_BYTES, self._link.max_payload - OVERHEAD)
+        backlog, limit = self._backlog, self._link.max_payload - OVERHEAD
+        if backlog.size + len(backlog.events) <= min(GROUP_BYTES, limit):
+            return list(backlog.events)  # nearly always
+        return wire.group(backlog.events, GROUP_BYTES, limit)
 
     def _bind(self, events: list[bytes]) -> bytes:
         """These events are one message from now on, until that is decided."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from waiting import eventually
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, UnavailableError, UnsupportedServerError
 from natsjobs.jetstream import tap as tapping
+from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.tap import Tap, tap_of
 
 
@@ -223,3 +225,22 @@ async def test_a_long_turn_is_written_while_it_goes_on(newest_server: str) -> No
                 assert here.link.events.send(subject, b"x" * 10_000, expect=0, scope=scope, done=done)
                 assert writes or number < 10
         assert sorted(await asyncio.gather(*answers)) == list(range(1, 101))
+
+
+async def test_an_append_leaves_nothing_to_the_garbage_collector(newest_server: str) -> None:
+    """What waits in a circle waits for a collection, which stops everything for milliseconds."""
+    async with space(newest_server) as here:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(20):
+                answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+                done = answer.set_result
+                assert here.link.events.send(here.log, b"x", expect=number, scope=here.scope, done=done)
+                assert await answer == number + 1
+            await here.append(b"x")
+            await here.link.events.state()
+            await asyncio.sleep(0)
+            assert [one for one in gc.get_objects() if isinstance(one, Waiting)] == []
+        finally:
+            gc.enable()
