@@ -132,8 +132,12 @@ class Backlog:
 
     def leave(self, count: int, index: int) -> None:
         """The first ``count`` events are stored, from ``index`` on."""
-        size = sum(len(self.events.popleft()) for _ in range(min(count, len(self.events))))
-        self.size -= size
+        if count >= len(self.events):  # nearly always
+            size = self.size
+            self.clear()
+        else:
+            size = sum(len(self.events.popleft()) for _ in range(count))
+            self.size -= size
         hub.add(measures.EVENTS, count)
         hub.add(measures.EVENT_BYTES, size)
         before, self.stored = self.stored, self.stored + count
