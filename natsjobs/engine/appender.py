@@ -5,10 +5,10 @@ is in flight, so the chain has no holes; an event leaves the queue only when it 
 never regrouped before it is decided; a writer that lost the generation is told so, at once if somebody waits, else by
 its next call.
 
-The linger: an event after a pause (nothing was sent for ``timing.linger``) goes at once. While more keep coming they
-are collected, the first of them for ``timing.linger`` at most, and leave together, with those of other writers
-(``linger``). An append needs a task only while something is unusual: it is sent in one step, its acknowledgement goes
-on with the next.
+The linger: an event after a pause (nothing was sent for ``timing.linger``) goes at once, that is at the end of this
+turn of the loop, with what else is emitted in it (``departures``). While more keep coming they are collected, the first
+of them for ``timing.linger`` at most, and leave together, with those of other writers (``linger``). An append needs a
+task only while something is unusual: it is sent in one step, its acknowledgement goes on with the next.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Appender:
         """Why the last events of this generation are missing, if they are."""
         self._link, self._config, self._on_closed = context.link, context.config, on_closed
         self._spawn, self._headroom, self._linger = context.spawn, context.headroom, context.linger
+        self._departures = context.departures
         self._chain = Chain(context, stream_id, generation, position)
         self._backlog = Backlog(context.config.limits)
-        self._drains: list[asyncio.Future[None]] = []
         self._error: Exception | None = None
         self._pending: tuple[bytes, int] | None = None  # undecided group: body, events
         self._sent: Sent | None = None  # the try of it that was made without a task
@@ -95,7 +95,7 @@ class Appender:
         finally:
             self._backlog.leave_line(place)
             if self.idle:
-                self._drained()
+                self._backlog.drained()
 
     async def flush(self) -> int:
         """Wait until everything queued so far is stored; the index of the newest of these. Raises as ``put`` does."""
@@ -153,7 +153,11 @@ class Appender:
         self._leave_moment()
         self._busy = True
         self._sent_at = now
-        if not self._send_at_once():
+        self._departures.join(self)
+
+    def depart(self) -> None:
+        """The turn ends in which this was to be sent: what was queued in it goes together."""
+        if not self._released and not self._send_at_once():
             self._spawn(self._send(), name=f"natsjobs append {self.stream_id}")
 
     def leave(self) -> None:
@@ -184,7 +188,10 @@ class Appender:
         return self._sent is not None
 
     def _group(self) -> list[bytes]:
-        return wire.group(self._backlog.events, GROUP_BYTES, self._link.max_payload - OVERHEAD)
+        backlog, limit = self._backlog, self._link.max_payload - OVERHEAD
+        if backlog.size + len(backlog.events) <= min(GROUP_BYTES, limit):
+            return list(backlog.events)  # nearly always
+        return wire.group(backlog.events, GROUP_BYTES, limit)
 
     def _bind(self, events: list[bytes]) -> bytes:
         """These events are one message from now on, until that is decided."""
@@ -223,16 +230,9 @@ class Appender:
     def _next(self) -> None:
         self._busy = False
         self._urgent = self._urgent and bool(self._backlog.events)
-        if self._drains:
-            self._drained()
+        self._backlog.drained()
         if self._error is None:
             self._kick()
-
-    def _drained(self) -> None:
-        drains, self._drains = self._drains, []
-        for future in drains:
-            if not future.done():
-                future.set_result(None)
 
     async def _store_group(self) -> None:
         """Store the head of the queue: one group, or one event in parts."""
@@ -267,12 +267,7 @@ class Appender:
 
     def _fail(self, error: Exception) -> None:
         """Tell everybody who waits; with nobody waiting the next call hears of it."""
-        heard = self._backlog.fail(error)
-        for future in self._drains:
-            if not future.done():
-                future.set_exception(error)
-        self._drains.clear()
-        if not heard and not isinstance(error, JobClosedError):
+        if not self._backlog.fail(error) and not isinstance(error, JobClosedError):
             self._error = error
 
     # -- the end ------------------------------------------------------------------------------------------------
@@ -320,8 +315,7 @@ class Appender:
     async def _drain(self) -> None:
         """Everything queued goes first; while it cannot be stored, neither can the end."""
         while self.closed is None and not self.idle:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._drains.append(future)
+            future = self._backlog.expect_drained()
             self._urgent, self._error = True, None
             self._kick()
             try:

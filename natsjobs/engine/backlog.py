@@ -47,6 +47,7 @@ class Backlog:
         """Events added since the loop had its turn."""
         self._line: deque[Place] = deque()
         self._flushers: list[tuple[int, asyncio.Future[int]]] = []
+        self._drains: list[asyncio.Future[None]] = []
 
     # -- room -----------------------------------------------------------------------------------------------------
 
@@ -114,10 +115,29 @@ class Backlog:
         bisect.insort(self._flushers, (number, future), key=lambda waiting: waiting[0])
         return future
 
+    def expect_drained(self) -> asyncio.Future[None]:
+        """When the writer has made a step: whoever waits for an empty queue looks again then."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drains.append(future)
+        return future
+
+    def drained(self) -> None:
+        """The writer has made a step."""
+        if not self._drains:
+            return
+        drains, self._drains = self._drains, []
+        for future in drains:
+            if not future.done():
+                future.set_result(None)
+
     def leave(self, count: int, index: int) -> None:
         """The first ``count`` events are stored, from ``index`` on."""
-        size = sum(len(self.events.popleft()) for _ in range(min(count, len(self.events))))
-        self.size -= size
+        if count >= len(self.events):  # nearly always
+            size = self.size
+            self.clear()
+        else:
+            size = sum(len(self.events.popleft()) for _ in range(count))
+            self.size -= size
         hub.add(measures.EVENTS, count)
         hub.add(measures.EVENT_BYTES, size)
         before, self.stored = self.stored, self.stored + count
@@ -136,7 +156,7 @@ class Backlog:
         self.size = 0
 
     def fail(self, error: Exception) -> bool:
-        """Tell everybody who waits; whether anybody did."""
+        """Tell everybody who waits; whether anybody did, but for those who try again until the queue is empty."""
         waiting: list[asyncio.Future[int] | asyncio.Future[None]] = [future for _, future in self._flushers]
         waiting += [place.free for place in self._line]
         self._flushers.clear()
@@ -146,4 +166,8 @@ class Backlog:
             if not future.done():
                 future.set_exception(error)
                 heard = True
+        drains, self._drains = self._drains, []
+        for drain in drains:
+            if not drain.done():
+                drain.set_exception(error)
         return heard

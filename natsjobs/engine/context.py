@@ -13,6 +13,7 @@ from typing import Any
 
 from natsjobs.config import Config
 from natsjobs.engine import wire
+from natsjobs.engine.departures import Departures
 from natsjobs.engine.headroom import Headroom
 from natsjobs.engine.linger import Linger
 from natsjobs.engine.ports import Incoming, Link
@@ -43,6 +44,7 @@ class Context:
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
         self.headroom = Headroom(link, every=config.timing.renew)
         self.linger = Linger(config.timing.linger)
+        self.departures = Departures(link)
         self.tasks = Tasks()
         self._answers: set[asyncio.Task[Any]] = set()
         self.readers = 0

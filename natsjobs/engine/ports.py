@@ -293,6 +293,13 @@ class Link(Protocol):
         """
         ...
 
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call back once, when this turn of the loop is over and what it has made is about to leave.
+
+        What the callback sends leaves with it. It must neither block nor raise.
+        """
+        ...
+
     async def open(self) -> None:
         """Connect if needed; create or check stream and bucket.
 

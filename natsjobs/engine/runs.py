@@ -29,6 +29,7 @@ from natsjobs.engine.patience import Seldom, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError
 from natsjobs.engine.terminals import End, Position, find_terminal, position_behind
+from natsjobs.engine.writers import Writers
 from natsjobs.errors import (
     EventTooLargeError,
     JobClosedError,
@@ -74,7 +75,7 @@ class Runs:
         self.over: dict[str, float] = {}  # stream id of a run that ended here -> when its live objects go, monotonic
         self.unstored: dict[tuple[str, str], End] = {}
         self._seldom = Seldom()
-        self._appenders: dict[tuple[str, str], Appender] = {}
+        self._writers = Writers()
         self._newest: dict[str, str] = {}
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._watched: dict[tuple[str, str], EndRegistration] = {}
@@ -88,7 +89,7 @@ class Runs:
         key, now = (job.stream_id, job.generation), time.monotonic()
         self.owned[key] = Run(job, now, now, by)
         self._newest[job.stream_id] = job.generation
-        self._appenders[key] = self._appender(*key, position)
+        self._writers.add(self._appender(*key, position))
 
     def disown(self, stream_id: str, generation: str, terminal: wire.Terminal | None = None) -> None:
         """Forget a run that never became one, or has ended (``terminal``)."""
@@ -105,7 +106,7 @@ class Runs:
             self.on_disowned(stream_id)
 
     def _written(self, stream_id: str, generation: str) -> float:
-        appender = self._appenders.get((stream_id, generation))
+        appender = self._writers.get(stream_id, generation)
         return appender.last_stored if appender is not None and appender.closed is None else 0.0
 
     def newest(self, stream_id: str) -> str | None:
@@ -136,7 +137,7 @@ class Runs:
         wanted = generation or self._newest.get(stream_id)
         if wanted is None:
             return None
-        found = self._appenders.get((stream_id, wanted))
+        found = self._writers.get(stream_id, wanted)
         return None if found is not None and generation is None and found.closed is not None else found
 
     async def writer(self, stream_id: str, generation: str | None) -> Appender:
@@ -173,7 +174,7 @@ class Runs:
         """A writer behind the newest message of the log, or how it ended. Raises JobClosedError: no log."""
         key = (stream_id, generation)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            if (found := self._appenders.get(key)) is not None:
+            if (found := self._writers.get(*key)) is not None:
                 return found.terminal or found
             context = self._context
             scope, end = context.subjects.scope(*key), context.subjects.end(*key)
@@ -188,7 +189,8 @@ class Runs:
             position = await position_behind(context.link, scope, newest, Position(0, 0))
             if position is None:
                 raise JobClosedError(stream_id, generation)
-            appender = self._appenders[key] = self._appender(stream_id, generation, position)
+            appender = self._appender(stream_id, generation, position)
+            self._writers.add(appender)
             return appender
 
     async def terminal_of(self, stream_id: str, generation: str) -> wire.Terminal | None:
@@ -199,13 +201,14 @@ class Runs:
 
     async def flush(self, stream_id: str, generation: str | None) -> None:
         """Wait for what was queued here; record the usage that was listed here."""
-        for key, appender in list(self._appenders.items()):
-            if key[0] != stream_id or generation not in {None, key[1]}:
+        for appender in self._writers.of(stream_id):
+            written = appender.generation
+            if generation not in {None, written}:
                 continue
-            if generation is None and appender.closed is not None and key[1] != self._newest.get(stream_id):
+            if generation is None and appender.closed is not None and written != self._newest.get(stream_id):
                 continue  # an earlier turn that is over
-            self.active(*key)
-            await self.ledger.record_listed(*key)
+            self.active(stream_id, written)
+            await self.ledger.record_listed(stream_id, written)
             await appender.flush()
 
     # -- ending -------------------------------------------------------------------------------------------------
@@ -261,7 +264,7 @@ class Runs:
     def seen_end(self, stream_id: str, generation: str, terminal: wire.Terminal | None) -> None:
         """The terminal record was seen, whoever wrote it (``None``: the log is gone)."""
         key = (stream_id, generation)
-        if (appender := self._appenders.get(key)) is not None and appender.closed is None:
+        if (appender := self._writers.get(*key)) is not None and appender.closed is None:
             appender.fence(terminal)
             return  # which calls back here
         concerned = key in self.owned or key in self.ends
@@ -304,12 +307,14 @@ class Runs:
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
-        owing = {*[key for key, appender in self._appenders.items() if appender.owes][-_MOST_OWING:]}
-        for key, appender in list(self._appenders.items()):
-            if key in owing:
+        writers = list(self._writers)
+        owing = {*[writer for writer in writers if writer.owes][-_MOST_OWING:]}
+        for appender in writers:
+            if appender in owing:
                 continue  # the next call on it is to hear that its events were not stored
+            key = (appender.stream_id, appender.generation)
             if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
-                del self._appenders[key]
+                self._writers.remove(appender)
                 if self._newest.get(key[0]) == key[1]:
                     del self._newest[key[0]]
                 if (watch := self._watched.pop(key, None)) is not None:
@@ -330,11 +335,11 @@ class Runs:
     @property
     def queued(self) -> int:
         """Events that were emitted here and are not stored yet. May be asked for from another thread."""
-        return sum(appender.queued for appender in list(self._appenders.values()))
+        return sum(writer.queued for writer in self._writers)
 
     async def drain(self) -> None:
         """Store what is queued here, also for runs owned elsewhere; what cannot be is told in the log."""
-        busy = [writer for writer in self._appenders.values() if writer.closed is None and not writer.idle]
+        busy = [writer for writer in self._writers if writer.closed is None and not writer.idle]
         if busy and self._context.link.connected_since is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._context.config.timing.request):
@@ -346,13 +351,13 @@ class Runs:
     def close(self) -> None:
         """Forget everything; nothing is written."""
         closed = NotOpenError("the job store was closed before these events were stored; open another one")
-        for writer in self._appenders.values():
+        for writer in self._writers:
             writer.release(closed)
         for key in list(self.owned):
             self.disown(*key)
         self._newest.clear()
         self._watched.clear()
-        self._appenders.clear()
+        self._writers.clear()
         self._locks.clear()
         self.retired.clear()
         self.over.clear()

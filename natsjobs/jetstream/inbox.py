@@ -86,7 +86,8 @@ class Waiting:
         """It has ended; must not be ``over``."""
         self.result, self.error = result, error
         if self.then is not None:
-            self.then(self)
+            then, self.then = self.then, None  # it holds us: a circle would be left to the garbage collector
+            then(self)
         elif self.future is not None and error is not None:
             self.future.set_exception(error)
         elif self.future is not None:

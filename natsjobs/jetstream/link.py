@@ -100,6 +100,10 @@ class NatsLink:
         """Call back after every reconnect; the returned function removes it."""
         return self._wire.on_reconnect(callback)
 
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call back before what this turn of the loop has made is written."""
+        self._wire.at_turn_end(callback)
+
     async def open(self) -> None:
         """Connect if needed; create or check stream and bucket. Every call needs its ``close``.
 

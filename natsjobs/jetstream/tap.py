@@ -32,6 +32,7 @@ from nats.errors import Error as NatsError
 
 from natsjobs.errors import UnsupportedServerError
 from natsjobs.jetstream.headers import header_bytes, raw_headers
+from natsjobs.jetstream.turn import TurnEnd
 from natsjobs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ _DIRECT = (
 )  # fmt: skip
 _NEVER = 86_400
 _CLOSE = 2.0
+_FULL = 65_536
+"""So much is written without waiting for the end of the turn: a long one must not keep the server idle."""
 _CROWDED = 4 * 1024 * 1024
 """With more than this unsent, the socket is stuck: senders wait for room."""
 
@@ -97,7 +100,7 @@ class Tap:
         self._never: Any = object()  # stands where nats-py wants a future that it would set
         self._queue: asyncio.Queue[Msg] | None = None
         self._tasks = Tasks()
-        self._flushing = False
+        self._turn = TurnEnd(self._write_out)
 
     # -- what happens to the connection -----------------------------------------------------------------------------
 
@@ -267,16 +270,17 @@ class Tap:
         inner = self._inner
         inner._pending.append(_Command(command))
         inner._pending_data_size += len(command)
-        self._kick()
+        if inner._pending_data_size >= _FULL:
+            self._write_out()
+        else:
+            self._turn.expect()
 
-    def _kick(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._write_out)
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call back before what this turn of the loop makes is written. In direct mode only."""
+        self._turn.before(callback)
 
     def _write_out(self) -> None:
         """Write what this turn of the loop has made, at once where the socket takes it; else nats-py waits for it."""
-        self._flushing = False
         inner = self._inner
         socket = getattr(getattr(inner._transport, "_io_writer", None), "transport", None)
         if inner.is_connected and socket is not None and not (socket.is_closing() or socket.get_write_buffer_size()):
@@ -346,7 +350,7 @@ class Tap:
         inner._pongs.append(pong)
         inner._transport.write(b"PING\r\n")
         inner._pending_data_size = 6  # above 0, or the flusher would not drain the transport
-        self._kick()
+        self._turn.expect()
 
 
 _taps: WeakValueDictionary[int, Tap] = WeakValueDictionary()

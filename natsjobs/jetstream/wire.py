@@ -10,10 +10,11 @@ server says that a permission is missing, whatever is first; no handler's error 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -124,6 +125,13 @@ class Wire(Connection):
         waiting = self._inbox.expect(subject, take, limit, then=then)
         tap.push(subject, body, self._inbox.prefix + waiting.token, head)
         return True
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call back once this turn of the loop is over, before what it has made is written."""
+        if self._tap is not None and self._tap.direct:
+            self._tap.at_turn_end(callback)
+        else:
+            asyncio.get_running_loop().call_soon(callback)
 
     # -- interests ----------------------------------------------------------------------------------------------------
 

@@ -97,6 +97,10 @@ class MemoryLink:
 
         return remove
 
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call back in the next turn of the loop."""
+        asyncio.get_running_loop().call_soon(callback)
+
     async def open(self) -> None:
         """Create the streams that are missing. Every call needs its ``close``.
 

@@ -233,6 +233,31 @@ async def test_an_append_that_was_sent_and_not_stored_says_why(ground: Ground, l
     assert (await link.events.state()).last_seq == 1
 
 
+async def test_whoever_wants_to_send_at_the_end_of_a_turn_is_called_once(ground: Ground, link: Link) -> None:
+    """Not before the turn is over; also who asks for it in the callback of another, and on a link that is closed."""
+    called: list[int] = []
+
+    def first() -> None:
+        called.append(1)
+        link.at_turn_end(lambda: called.append(3))
+
+    link.at_turn_end(first)
+    link.at_turn_end(lambda: called.append(2))
+    assert called == []
+    async with asyncio.timeout(20):
+        while len(called) < 3:
+            await asyncio.sleep(0)
+    assert called == [1, 2, 3]
+    assert (await link.events.state()).last_seq == 0
+    assert called == [1, 2, 3]
+    await link.close()
+    link.at_turn_end(lambda: called.append(4))
+    async with asyncio.timeout(20):
+        while len(called) < 4:
+            await asyncio.sleep(0)
+    await link.open()
+
+
 async def test_what_cannot_be_sent_at_once_is_not_sent(ground: Ground, link: Link) -> None:
     """Because it is too large, or the link is closed; ``append`` says so."""
     told: list[int] = []

@@ -78,7 +78,7 @@ async def settle(jobs: Any) -> None:
     """Wait until what has expired is forgotten, as far as it ever is."""
     runs = jobs.store.replica.runs
     deadline = time.monotonic() + 60
-    while (runs._appenders or runs.over or runs.retired) and time.monotonic() < deadline:
+    while (list(runs._writers) or runs.over or runs.retired) and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
     await asyncio.sleep(TIMING.lease + 0.3)
     await jobs.count_subscribers("nobody")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from waiting import eventually
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, UnavailableError, UnsupportedServerError
 from natsjobs.jetstream import tap as tapping
+from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.tap import Tap, tap_of
 
 
@@ -175,3 +178,69 @@ async def test_links_that_leave_out_of_order_leave_nothing(newest_server: str) -
     tap.remove(first)
     assert nc._error_cb == original
     await nc.close()
+
+
+@contextmanager
+def counted_writes(nc: Client) -> Iterator[list[int]]:
+    """How many commands each write to the socket had."""
+    writes, socket = list[int](), nc._transport._io_writer.transport
+    writelines = socket.writelines
+
+    def counted(commands: list[bytes]) -> None:
+        writes.append(len(commands))
+        writelines(commands)
+
+    socket.writelines = counted
+    yield writes
+    del socket.writelines
+
+
+async def test_what_one_turn_makes_is_one_write(newest_server: str) -> None:
+    """What is sent at once and what is sent at the end of the turn; every write may wake another core."""
+    async with space(newest_server) as here:
+        with counted_writes(here.nc) as writes:
+            answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
+
+            def send(number: int) -> None:
+                subject, scope = here.names.log("s", f"g{number}"), here.names.scope("s", f"g{number}")
+                assert here.link.events.send(subject, b"x", expect=0, scope=scope, done=answers[number].set_result)
+
+            send(0)
+            here.link.at_turn_end(lambda: send(2))
+            send(1)
+            assert writes == []
+            assert sorted(await asyncio.gather(*answers)) == [1, 2, 3]
+            assert writes == [3]
+
+
+async def test_a_long_turn_is_written_while_it_goes_on(newest_server: str) -> None:
+    """So the server is at work meanwhile, and little is held; nothing is lost or written twice."""
+    async with space(newest_server) as here:
+        answers = list[asyncio.Future[int]]()
+        with counted_writes(here.nc) as writes:
+            for number in range(100):
+                answers.append(asyncio.get_running_loop().create_future())
+                subject, scope = here.names.log("s", f"g{number}"), here.names.scope("s", f"g{number}")
+                done = answers[-1].set_result
+                assert here.link.events.send(subject, b"x" * 10_000, expect=0, scope=scope, done=done)
+                assert writes or number < 10
+        assert sorted(await asyncio.gather(*answers)) == list(range(1, 101))
+
+
+async def test_an_append_leaves_nothing_to_the_garbage_collector(newest_server: str) -> None:
+    """What waits in a circle waits for a collection, which stops everything for milliseconds."""
+    async with space(newest_server) as here:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(20):
+                answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+                done = answer.set_result
+                assert here.link.events.send(here.log, b"x", expect=number, scope=here.scope, done=done)
+                assert await answer == number + 1
+            await here.append(b"x")
+            await here.link.events.state()
+            await asyncio.sleep(0)
+            assert [one for one in gc.get_objects() if isinstance(one, Waiting)] == []
+        finally:
+            gc.enable()

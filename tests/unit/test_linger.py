@@ -1,18 +1,22 @@
-"""When events that are held back leave, on a clock that a test owns: every time here is exact."""
+"""When events leave, at once and held back, on a clock that a test owns: every time here is exact."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 from virtual_time import Virtual
 
 from natsjobs import Config
 from natsjobs.config import Timing
+from natsjobs.engine.departures import Departures
 from natsjobs.engine.linger import Linger, Moment
-from natsjobs.memory import MemoryEventTransport, MemoryJobStore
+from natsjobs.memory import MemoryEventTransport, MemoryJobStore, MemorySystem
 
 LINGER = 100.0
 STEP = LINGER / 5
@@ -41,18 +45,19 @@ class Holder:
 class Log:
     """A job in memory, and when each of its events was stored, in seconds since now."""
 
-    def __init__(self) -> None:
-        config = Config(timing=Timing(linger=LINGER, look=3000, sweep=3000))
+    def __init__(self, linger: float = LINGER) -> None:
+        config = Config(timing=Timing(linger=linger, look=3000, sweep=3000))
         self.store = MemoryJobStore(config)
         self.transport = MemoryEventTransport(self.store)
         self.began = 0.0
         self.messages: list[tuple[float, str, int]] = []
+        self.generations: dict[str, str] = {}
 
     async def start(self, *names: str) -> None:
         """Create the jobs, and begin to count."""
         await self.store.initialize()
         for name in names:
-            await self.store.create_job(name, "u")
+            self.generations[name] = (await self.store.create_job(name, "u")).generation
         events = self.store.link.events
         send = events.send
 
@@ -201,5 +206,103 @@ def test_a_usual_append_needs_no_task(clock: Virtual) -> None:
         assert asyncio.all_tasks() == before
         assert len(log.messages) == 1
         await log.close()
+
+    clock.run(scene())
+
+
+@pytest.mark.parametrize("linger", [0.0, LINGER])
+def test_what_is_emitted_in_one_turn_is_one_message(clock: Virtual, linger: float) -> None:
+    """Also the first event of a pause: it waits for the end of the turn and for nothing else."""
+
+    async def scene() -> None:
+        log = Log(linger)
+        await log.start("a", "b")
+        for at in (0.0, 400.0):
+            await log.emit("a", at)
+            for n in range(9):
+                await log.transport.emit_chunk("a", {"n": n})
+                await log.transport.emit_chunk("b", {"n": n})
+        await asyncio.sleep(2 * LINGER)
+        assert [(name, count) for _, name, count in log.messages] == [
+            (log.generations[name], count) for _ in range(2) for name, count in (("a", 10), ("b", 9))
+        ]
+        assert [at for at, _, _ in log.messages] == pytest.approx([0, 0, 400, 400], abs=EXACT)
+        await log.close()
+
+    clock.run(scene())
+
+
+def test_who_begins_in_a_long_turn_does_not_wait_for_its_end(clock: Virtual) -> None:
+    """They leave in parties, each once; who has just begun is not in the one that leaves."""
+
+    async def scene() -> None:
+        left: list[int] = []
+
+        class Leaving:
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def depart(self) -> None:
+                left.append(self.number)
+
+        departures, seen = Departures(MemorySystem("x").link()), list[int]()
+        for number in range(40):
+            departures.join(Leaving(number))
+            seen.append(len(left))
+        assert seen == [0] * 16 + [16] * 16 + [32] * 8
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert left == list(range(40))
+        departures.join(Leaving(40))
+        assert len(left) == 40
+        await asyncio.sleep(1)
+        assert left == list(range(41))
+
+    clock.run(scene())
+
+
+def test_a_job_that_closes_in_the_turn_of_an_event_sends_nothing(clock: Virtual) -> None:
+    """Whoever closes the store right after an emit finds no timer, and nothing is sent behind its back."""
+
+    async def scene() -> None:
+        log = Log()
+        await log.start("a")
+        await log.transport.emit_chunk("a", {"n": 0})
+        log.store.replica.runs.close()
+        await asyncio.sleep(LINGER)
+        assert not log.messages
+        await log.close()
+
+    clock.run(scene())
+
+
+async def _steps(log: Log, name: str) -> int:
+    """Lines of Python that a flush of one job takes when there is nothing to wait for."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal steps
+        steps += event == "line" and "natsjobs" in frame.f_code.co_filename
+        return trace
+
+    await log.transport.flush(name)
+    sys.settrace(trace)
+    try:
+        await log.transport.flush(name)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+def test_flushing_a_job_costs_the_same_however_many_run(clock: Virtual) -> None:
+    """A thousand jobs that flush once each would look at a million otherwise."""
+
+    async def scene() -> None:
+        few, many = Log(), Log()
+        await few.start("a")
+        await many.start("a", *(f"j{n}" for n in range(200)))
+        assert 0 < await _steps(few, "a") == await _steps(many, "a")
+        await few.close()
+        await many.close()
 
     clock.run(scene())
