@@ -46,9 +46,13 @@ class Page(msgspec.Struct, frozen=True, weakref=True):
 class Pages:
     """All that is being read of one generation."""
 
-    def __init__(self, context: Context, scope: str, generation: str) -> None:
-        """``scope``: the filter of the generation's subjects."""
-        self._context, self._scope, self._generation = context, scope, generation
+    def __init__(self, context: Context, stream_id: str, generation: str) -> None:
+        """Nothing is read yet."""
+        self._context, self._generation = context, generation
+        # Events are on one subject, and a server finds that in half the time that a filter with a wildcard takes. What
+        # is on the other one is the tail's business.
+        self._log = context.subjects.log(stream_id, generation)
+        self._scope = context.subjects.scope(stream_id, generation)
         self._pages: WeakValueDictionary[tuple[object, ...], asyncio.Future[Page]] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -63,7 +67,7 @@ class Pages:
         if page is None:
             page = asyncio.get_running_loop().create_future()
             try:
-                task = self._context.tasks.spawn(self._fetch(key, copy(replay), page), f"natsjobs page {self._scope}")
+                task = self._context.tasks.spawn(self._fetch(key, copy(replay), page), f"natsjobs page {self._log}")
             except RuntimeError:
                 raise NotOpenError(_CLOSED) from None
             self._pages[key] = page
@@ -94,7 +98,7 @@ class Pages:
     async def _messages(self, seq: int) -> list[Message]:
         events, limit = self._context.link.events, self._context.patience
         try:
-            page = await patiently(lambda: events.page(self._scope, seq), limit=limit)
+            page = await patiently(lambda: events.page(self._log, seq), limit=limit)
             hub.add(measures.PAGES)
             if not page:  # a replica that lags, or an end: the leader decides
                 first = await patiently(lambda: events.next(self._scope, seq), limit=limit)

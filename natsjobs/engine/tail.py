@@ -53,7 +53,7 @@ class Tail:
         self.lost: NatsJobsError | None = None
         self.denied: PermissionDeniedError | None = None
         self.users = 0
-        self.pages = Pages(context, context.subjects.scope(stream_id, generation), generation)
+        self.pages = Pages(context, stream_id, generation)
         self._context = context
         self._subjects = context.subjects
         self._scope = self._subjects.scope(stream_id, generation)
