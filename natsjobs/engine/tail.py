@@ -117,6 +117,11 @@ class Tail:
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
+    @property
+    def opened(self) -> bool:
+        """Whether ``start`` and ``next`` are known."""
+        return self._forget_reconnect is not None
+
     async def open(self) -> None:
         """Attach; when it returns nothing later is missed. Callers at the same time share one attempt.
 
