@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Generator
 from copy import copy
 from typing import NoReturn, TypeAlias
@@ -42,6 +43,8 @@ _log = logging.getLogger(__name__)
 _BURST = 256
 """So many events in a row, then others have their turn."""
 _OUTAGE_PAUSE = 0.5
+_SETTLED = 5.0
+"""Of a job that was created so many seconds ago there is more to read than its newest message."""
 _Listen: TypeAlias = Callable[[], Awaitable[None]]
 
 
@@ -109,7 +112,7 @@ class LogReader:
         if early is not None and early.generation != wanted:
             await self._tails.leave(early)
             early = None
-        self._enter(early or await self._tails.enter(self._stream_id, wanted))
+        self._enter(early or await self._tails.enter(self._stream_id, wanted, self._foresee))
         await self._check_start(cursor)
 
     async def _watch_turns(self) -> Turns:
@@ -123,8 +126,10 @@ class LogReader:
         return await read_record(self._context, self._stream_id)
 
     def _foresee(self, tail: Tail) -> None:
-        """Ask at once for the page that will probably be read: where it begins a cursor says, or who reads already."""
-        if self._position < tail.start if tail.opened else self._seq > 0:
+        """Ask at once for the page that will probably be read: what the newest message holds is read with the tail."""
+        record = self._record
+        begun = record is not None and time.time() - record.job.created_at / 1000 > _SETTLED
+        if self._position < tail.start if tail.opened else self._seq > 0 or (begun and not self._position):
             self._ahead = Ahead(tail.pages)
             self._ahead.foresee(self._position, self._seq)
 

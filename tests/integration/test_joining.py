@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from timeline_kit import NEVER, HookedReplica, Timelines, spying
 from waiting import emit_stored, eventually, known, read_all, soon, take, values
 
 from natsjobs import GenerationReplacedError, StreamEvent
+from natsjobs.engine import reader
 
 
 def news_of(many: Timelines, stream_id: str) -> str:
@@ -112,6 +114,31 @@ async def test_who_resumes_asks_for_everything_at_once(many: Timelines) -> None:
         assert len(asked) == 1
 
 
+async def test_who_reads_an_older_job_asks_for_its_first_page_at_once(many: Timelines, monkeypatch: Any) -> None:
+    """Newest message and first page are one round trip, when the record is there; a new job is read without a page."""
+    monkeypatch.setattr(reader, "_SETTLED", 0.0)
+    owner, viewer = await many.add(), await many.add()
+    job = await owner.store.create_job("s", "u")
+    for number in range(3):
+        await emit_stored(owner.transport, "s", number, generation=job.generation)
+    newest, questions = asyncio.Event(), f"$JS.API.DIRECT.GET.{many.subjects.events_stream}"
+
+    async def held_up(subject: str) -> None:
+        del subject
+        await soon(newest.wait())
+
+    viewer.link.events.after_last = held_up
+    async with spying(await many.admin(), questions) as asked:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            reading = group.create_task(_first(viewer, "s", None, 3))
+            await eventually(lambda: asked)
+            assert not reading.done()
+            newest.set()
+        assert values(reading.result()) == [0, 1, 2]
+        await known(await many.admin())
+        assert len(asked) == 1
+
+
 async def test_a_page_that_was_asked_for_too_early_changes_no_answer(many: Timelines) -> None:
     """Neither a wrong place in the log nor a replaced generation; and who turns back leaves nothing."""
     owner, viewer = await many.add(), await many.add()
@@ -144,6 +171,6 @@ async def test_a_page_that_was_asked_for_too_early_changes_no_answer(many: Timel
     await eventually(lambda: not [task for task in asyncio.all_tasks() if "natsjobs page" in task.get_name()])
 
 
-async def _first(viewer: HookedReplica, stream_id: str, after: str, count: int) -> list[StreamEvent]:
+async def _first(viewer: HookedReplica, stream_id: str, after: str | None, count: int) -> list[StreamEvent]:
     async with viewer.manager.subscribe(stream_id, after=after) as events:
         return await take(events, count)
