@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from copy import copy
+from typing import NoReturn
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
+from natsjobs.engine.jobs import read_record
 from natsjobs.engine.patience import Backoff, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.tail import Tail
-from natsjobs.errors import HistoryLostError, UnavailableError
+from natsjobs.errors import (
+    ConnectionLostError,
+    GenerationReplacedError,
+    HistoryLostError,
+    NatsJobsError,
+    UnavailableError,
+)
 
 _PROOFS = 4
 _STALE_READ = (0.05, 0.2, 0.5)
@@ -79,3 +88,22 @@ async def cleared_start(context: Context, stream_id: str, generation: str, posit
     if first is None or entry is None or entry.type != "cleared" or entry.index <= position:
         return None
     return entry.index, first.seq
+
+
+async def raise_lost(context: Context, stream_id: str, generation: str, lost: NatsJobsError) -> NoReturn:
+    """Say what it means to a reader that the tail has lost its log, of which nothing more is to be read.
+
+    Raises:
+        ConnectionLostError: The connection was given, and is closed.
+        GenerationReplacedError: A newer generation has begun.
+        HistoryLostError: It was removed.
+    """
+    if isinstance(lost, ConnectionLostError):
+        raise copy(lost)
+    try:
+        record = await read_record(context, stream_id)
+    except UnavailableError:
+        record = None
+    if record is not None and record.generation != generation:
+        raise GenerationReplacedError(stream_id, record.generation)
+    raise HistoryLostError(stream_id, "the log is gone") from lost

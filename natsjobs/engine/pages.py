@@ -46,9 +46,13 @@ class Page(msgspec.Struct, frozen=True, weakref=True):
 class Pages:
     """All that is being read of one generation."""
 
-    def __init__(self, context: Context, scope: str, generation: str) -> None:
-        """``scope``: the filter of the generation's subjects."""
-        self._context, self._scope, self._generation = context, scope, generation
+    def __init__(self, context: Context, stream_id: str, generation: str) -> None:
+        """Nothing is read yet."""
+        self._context, self._generation = context, generation
+        # Events are on one subject, and a server finds that in half the time that a filter with a wildcard takes. What
+        # is on the other one is the tail's business.
+        self._log = context.subjects.log(stream_id, generation)
+        self._scope = context.subjects.scope(stream_id, generation)
         self._pages: WeakValueDictionary[tuple[object, ...], asyncio.Future[Page]] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -63,7 +67,7 @@ class Pages:
         if page is None:
             page = asyncio.get_running_loop().create_future()
             try:
-                task = self._context.tasks.spawn(self._fetch(key, copy(replay), page), f"natsjobs page {self._scope}")
+                task = self._context.tasks.spawn(self._fetch(key, copy(replay), page), f"natsjobs page {self._log}")
             except RuntimeError:
                 raise NotOpenError(_CLOSED) from None
             self._pages[key] = page
@@ -94,7 +98,7 @@ class Pages:
     async def _messages(self, seq: int) -> list[Message]:
         events, limit = self._context.link.events, self._context.patience
         try:
-            page = await patiently(lambda: events.page(self._scope, seq), limit=limit)
+            page = await patiently(lambda: events.page(self._log, seq), limit=limit)
             hub.add(measures.PAGES)
             if not page:  # a replica that lags, or an end: the leader decides
                 first = await patiently(lambda: events.next(self._scope, seq), limit=limit)
@@ -133,7 +137,7 @@ class Ahead:
     """What one reader has read of the log and not given yet: the rest of a page, and the next one under way."""
 
     def __init__(self, pages: Pages) -> None:
-        self._pages = pages
+        self.pages = pages
         self.batches: deque[Batch] = deque()
         """For ``take``; nobody else changes it."""
         self._replay: Replay | None = None
@@ -141,15 +145,19 @@ class Ahead:
         self.held: tuple[asyncio.Future[Page], ...] = ()
         """What there is to ``drop``: others who want the same get these."""
 
+    def foresee(self, position: int, seq: int) -> None:
+        """The page that is probably ``read`` first, of the same place: it is under way then."""
+        self.held = (self.pages.ask(_place(position, seq)),)
+
     async def read(self, position: int, seq: int) -> Page:
-        """The page that begins with event ``position``. ``seq``: where to look, unless the page before says it.
+        """The page that begins with event ``position``. ``seq``: in what message, unless the page before says it.
 
         Raises as ``page_of`` does, and leaves everything as it was.
         """
         replay = self._replay
         if replay is None or replay.next != position:
-            replay = Replay(position, seq)
-        asked = self._pages.ask(replay)
+            replay = _place(position, seq)
+        asked = self.pages.ask(replay)
         self.held = (asked,)
         page = await page_of(asked)
         self._replay, self._half = page.replay, len(page.batches) // 2
@@ -162,7 +170,7 @@ class Ahead:
         while batches:
             batch = batches.popleft()
             if len(batches) == self._half and self._replay is not None and self._replay.next < known:
-                self.held += (self._pages.ask(self._replay),)  # the next page comes while this one is given out
+                self.held += (self.pages.ask(self._replay),)  # the next page comes while this one is given out
             if batch.index <= position < batch.next:
                 return batch
         return None
@@ -172,3 +180,8 @@ class Ahead:
         if self.held and (self._replay is None or self._replay.next <= known):
             self.batches.clear()
             self._replay, self.held = None, ()
+
+
+def _place(position: int, seq: int) -> Replay:
+    """Where the page begins that has event ``position``, in message ``seq`` perhaps; 0: nobody knows."""
+    return Replay(position, max(seq - 1, 0))

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Generator
 from copy import copy
 from typing import NoReturn, TypeAlias
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
-from natsjobs.engine.doubts import Doubts, catch_up, cleared_start
+from natsjobs.engine.doubts import Doubts, catch_up, cleared_start, raise_lost
 from natsjobs.engine.jobs import JobRecord, read_record
 from natsjobs.engine.pages import Ahead
 from natsjobs.engine.patience import FINAL
@@ -27,7 +28,6 @@ from natsjobs.engine.tails import Tails
 from natsjobs.engine.terminals import end_event
 from natsjobs.engine.turns import Turns
 from natsjobs.errors import (
-    ConnectionLostError,
     GenerationReplacedError,
     HistoryLostError,
     JobNotFoundError,
@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 _BURST = 256
 """So many events in a row, then others have their turn."""
 _OUTAGE_PAUSE = 0.5
+_SETTLED = 5.0
+"""Of a job that was created so many seconds ago there is more to read than its newest message."""
 _Listen: TypeAlias = Callable[[], Awaitable[None]]
 
 
@@ -81,14 +83,19 @@ class LogReader:
         """Attach at a cursor. Raises what ``JobManager.subscribe`` documents.
 
         ``listen`` is awaited before anything is asked for, and waits for no answer; it goes out with the questions.
-        ``likely``: the generation that will probably be read; its tail is entered while the record is asked for.
+        ``likely``: the generation that will probably be read; its tail is entered, and the page that a cursor points
+        to is asked for, while the record is. What is there decides the record and the log, as always.
         """
         cursor = wire.Cursor.parse(after) if after is not None else None
         if self._follow:
             await self._watch_turns()
+        self._position, self._seq = (cursor.position, cursor.hint) if cursor else (0, 0)
         likely = generation or (cursor.generation if cursor is not None else likely)
         asked = self._ask(listen)
-        record = await asked if likely is None else (await together(asked, self._enter_early(likely)))[0]
+        if likely is None:
+            record = await asked
+        else:  # in this order: a page that is foreseen leaves together with all the rest
+            _, record = await together(self._enter_early(likely, self._foresee), asked)
         if record is None and wait > 0:
             record = await (await self._watch_turns()).wait(after=None, timeout=wait, attach=self._enter_early)
         if record is None:
@@ -100,13 +107,12 @@ class LogReader:
         other = wanted != record.generation or (cursor is not None and cursor.generation != wanted)
         if other and (not self._follow or (cursor is not None and cursor.generation != wanted)):
             raise GenerationReplacedError(self._stream_id, record.generation)
-        self._position, self._seq = (cursor.position, cursor.hint) if cursor else (0, 0)
         self._fresh = cursor is None
         early, self._tail = self._tail, None
         if early is not None and early.generation != wanted:
             await self._tails.leave(early)
             early = None
-        self._enter(early or await self._tails.enter(self._stream_id, wanted))
+        self._enter(early or await self._tails.enter(self._stream_id, wanted, self._foresee))
         await self._check_start(cursor)
 
     async def _watch_turns(self) -> Turns:
@@ -119,13 +125,21 @@ class LogReader:
         await listen()
         return await read_record(self._context, self._stream_id)
 
-    async def _enter_early(self, generation: str) -> None:
+    def _foresee(self, tail: Tail) -> None:
+        """Ask at once for the page that will probably be read: what the newest message holds is read with the tail."""
+        record = self._record
+        begun = record is not None and time.time() - record.job.created_at / 1000 > _SETTLED
+        if self._position < tail.start if tail.opened else self._seq > 0 or (begun and not self._position):
+            self._ahead = Ahead(tail.pages)
+            self._ahead.foresee(self._position, self._seq)
+
+    async def _enter_early(self, generation: str, foresee: Callable[[Tail], None] | None = None) -> None:
         """Enter a tail that may turn out to be another than the record names; then it is left again."""
         early, self._tail = self._tail, None
         if early is not None:
             await self._tails.leave(early)
         with contextlib.suppress(HistoryLostError):  # whether that matters says the record
-            self._tail = await self._tails.enter(self._stream_id, generation)
+            self._tail = await self._tails.enter(self._stream_id, generation, foresee)
 
     def _enter(self, tail: Tail) -> None:
         self._end_span()
@@ -135,7 +149,9 @@ class LogReader:
                 record = self._record
                 data = record.data if record is not None and record.generation == tail.generation else {}
                 self._span = tracer.start_read((self._stream_id, tail.generation), data.get("trace"))
-        self._batch, self._until, self._ahead = None, 0, Ahead(tail.pages)
+        self._batch, self._until = None, 0
+        if self._ahead is None or self._ahead.pages is not tail.pages:
+            self._ahead = Ahead(tail.pages)
         self._doubts = Doubts()
 
     def _end_span(self) -> None:
@@ -279,7 +295,7 @@ class LogReader:
         if tail.terminal is not None and self._position >= tail.terminal.index:
             return self._give_end(tail.terminal)
         if tail.lost is not None:
-            await self._raise_lost()
+            await raise_lost(self._context, self._stream_id, self._generation, tail.lost)
         if self._position < tail.next:
             await self._read_page()
         elif tail.denied is not None:
@@ -315,7 +331,7 @@ class LogReader:
     async def _read_page(self) -> None:
         """Bring the batches that follow the position, from the log, into ``_ahead``."""
         assert self._ahead is not None
-        page = await self._ahead.read(self._position, max(self._seq - 1, 0))
+        page = await self._ahead.read(self._position, self._seq)
         if page.batches:
             self._doubts = Doubts()
         if page.verdict is Verdict.GONE:
@@ -335,18 +351,6 @@ class LogReader:
         if self._doubts.last:
             raise HistoryLostError(self._stream_id, detail)
         await self._doubts.pause()
-
-    async def _raise_lost(self) -> None:
-        lost = self._open_tail.lost
-        if isinstance(lost, ConnectionLostError):
-            raise copy(lost)
-        try:
-            record = await read_record(self._context, self._stream_id)
-        except UnavailableError:
-            record = None
-        if record is not None and record.generation != self._generation:
-            raise GenerationReplacedError(self._stream_id, record.generation)
-        raise HistoryLostError(self._stream_id, "the log is gone") from lost
 
     # -- the next generation ------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class Tail:
         self.lost: NatsJobsError | None = None
         self.denied: PermissionDeniedError | None = None
         self.users = 0
-        self.pages = Pages(context, context.subjects.scope(stream_id, generation), generation)
+        self.pages = Pages(context, stream_id, generation)
         self._context = context
         self._subjects = context.subjects
         self._scope = self._subjects.scope(stream_id, generation)
@@ -116,6 +116,11 @@ class Tail:
                 future.set_result(None)
 
     # -- opening and closing ------------------------------------------------------------------------------------
+
+    @property
+    def opened(self) -> bool:
+        """Whether ``start`` and ``next`` are known."""
+        return self._forget_reconnect is not None
 
     async def open(self) -> None:
         """Attach; when it returns nothing later is missed. Callers at the same time share one attempt.

@@ -6,6 +6,8 @@ that a tail whose history is lost is not given to a new reader.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from natsjobs.engine.context import Context
 from natsjobs.engine.tail import Tail
 
@@ -26,8 +28,11 @@ class Tails:
         """The newest generation that is followed here."""
         return self._newest.get(stream_id)
 
-    async def enter(self, stream_id: str, generation: str) -> Tail:
-        """Attach one reader. Raises as ``Tail.open`` does; then nothing is held."""
+    async def enter(self, stream_id: str, generation: str, foresee: Callable[[Tail], None] | None = None) -> Tail:
+        """Attach one reader. Raises as ``Tail.open`` does; then nothing is held.
+
+        ``foresee`` is called with the tail before it is opened: what it asks for goes out together with that.
+        """
         key = (stream_id, generation)
         tail = self._tails.get(key)
         if tail is None or tail.lost is not None:
@@ -35,6 +40,8 @@ class Tails:
             self._newest[stream_id] = max(generation, self._newest.get(stream_id, ""))
         tail.users += 1
         try:
+            if foresee is not None:
+                foresee(tail)
             await tail.open()
         except BaseException:
             await self.leave(tail)

@@ -308,6 +308,15 @@ class Connection:
         """Whether something can be sent right now."""
         return self._tap is not None and self._up.is_set() and self._tap.nc.is_connected
 
+    async def connected(self, limit: float) -> None:
+        """Wait until something can be sent.
+
+        Raises:
+            RequestFailedError: Not within ``limit`` seconds.
+            ConnectionLostError: The connection was given, and is closed.
+        """
+        await self._ready(limit)
+
     async def _ready(self, limit: float) -> Tap:
         deadline = time.monotonic() + limit
         while not self.ready or (self._tap is not None and self._tap.crowded):

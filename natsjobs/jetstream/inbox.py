@@ -45,6 +45,8 @@ class Waiting:
         "error",
         "future",
         "heard",
+        "limit",
+        "longest",
         "number",
         "result",
         "started",
@@ -62,7 +64,10 @@ class Waiting:
         self.take = take
         self.heard = False
         self.started = time.monotonic()
+        self.limit = limit
         self.deadline = self.started + limit
+        self.longest = 0.0
+        """Every answer that is not the last puts the deadline off, up to so many seconds after ``started``."""
         self.again = again
         self.unheard: Callable[[], object] = _nothing
         """Called every ``again`` seconds as long as there is no answer."""
@@ -148,6 +153,8 @@ class Inbox:
         else:
             if result is not None:
                 self._end(waiting, result)
+            elif waiting.longest > waiting.limit:
+                waiting.deadline = min(time.monotonic() + waiting.limit, waiting.started + waiting.longest)
 
     def lost(self, why: str) -> None:
         """No answer will come to anybody."""

@@ -2,14 +2,13 @@
 
 Owns how an append, a leader read and a page look on the wire, and what the answers mean. Appends carry their condition
 in headers, so the server decides; reads that decide something go to the leader (``STREAM.MSG.GET``), pages come from
-any replica (batch direct get), or from the leader while those are silent: a node that was cut off is asked for half a
-minute yet. A read is repeated when the connection breaks under it, a leader read also when nobody answers it: a stream
+any replica (``direct``), or from the leader while those are silent: a node that was cut off is asked for half a minute
+yet. A read is repeated when the connection breaks under it, a leader read also when nobody answers it: a stream
 without a leader drops what it is asked, and the next leader never hears of it. An append never is.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -17,23 +16,16 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
 
-from natsjobs.engine import garbage
 from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.acks import Ack, Posted, read_ack
+from natsjobs.jetstream.direct import ALL, MORE, TOO_MANY, Found, Replicas
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
-from natsjobs.jetstream.headers import NOBODY, header_of, marker_of, number_of, seconds_of, status_of
+from natsjobs.jetstream.headers import NOBODY, marker_of, seconds_of, status_of
 from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
-_log = logging.getLogger(__name__)
-
-
-_ALL, _TOO_MANY = 204, 413
-_MORE = 299  # ours: that was all of this page, and there is more
 _LOOK_EVERY = 1.0
-_LEADER_ONLY = 10.0
-"""After replicas were silent, pages come from the leader for this long."""
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -97,9 +89,9 @@ class NatsStream:
         self._request = request
         self._missing = missing
         self._get = f"{prefix}.STREAM.MSG.GET.{name}"
-        self._pages = f"{prefix}.DIRECT.GET.{name}"
+        self._replicas = Replicas(wire, name, prefix=prefix, request=request)
         self._about = f"{prefix}.STREAM.INFO.{name}"
-        self._looked = self._silent = -math.inf
+        self._looked = -math.inf
 
     async def append(
         self,
@@ -174,63 +166,35 @@ class NatsStream:
         self, subject_filter: str, seq: int, *, batch: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Message]:
         """Up to ``batch`` messages that match, from ``seq`` on, from any replica. Raises as the port says."""
-        if time.monotonic() - self._silent >= _LEADER_ONLY:
-            query = {"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter}
-            found = await self._direct(_encode(query))
-            if found is not None:
-                return found[0]  # it says nothing about the leader: a replica that is cut off from it sends pages, too
-            _log.info("no replica of %s sends pages; reading at the leader", self.name)
-            self._silent = time.monotonic()
+        query = {"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter}
+        found = await self._direct(query)
+        if found is not None:
+            return found[0]  # it says nothing about the leader: a replica that is cut off from it sends pages, too
         return await self._leader_page(subject_filter, seq, batch, max_bytes)
 
     async def newest(self, filters: Sequence[str]) -> list[Message] | None:
         """The newest message of each subject that matches, from any replica. Raises as the port says."""
-        if time.monotonic() - self._silent < _LEADER_ONLY:
-            return None
         query = {"multi_last": filters, "batch": PAGE, "max_bytes": PAGE_BYTES}
-        found = await self._direct(_encode(query), refusals={_TOO_MANY, _MORE})
+        found = await self._direct(query, in_turn=False, refusals={TOO_MANY, MORE})
         if found is None:
-            self._silent = time.monotonic()
             return None
         page, status = found
         # 404: nothing matches; behind messages: one was replaced while they were being sent, which ended that.
-        return page if status == _ALL or (status == 404 and not page) else None
+        return page if status == ALL or (status == 404 and not page) else None
 
-    async def _direct(self, query: bytes, refusals: Collection[int] = ()) -> tuple[list[Message], int] | None:
-        """Messages of any replica, and the status behind them; ``None``: silence, which says nothing about the leader.
-
-        In order and without a hole as far as they go; 0: no status came. ``refusals`` are statuses that are no error.
-        """
-        doing = f"reading a page of {self.name}"
-        page: list[Message] = []
-
-        def take(body: bytes, headers: bytes) -> int | None:
-            if (message := _direct_message(body, headers)) is not None:
-                page.append(message)  # also one that somebody stored with a status line of his own
-                return None
-            if status := status_of(headers):
-                return _MORE if status == _ALL and number_of(headers, b"Nats-Num-Pending") else status
-            garbage.skipped("an answer", self._pages, body)
-            return None
-
-        def again() -> None:
-            page.clear()
-
-        started = time.monotonic()
-        limit = min(self._request, max(1.0, self._request / 4))
+    async def _direct(self, query: object, *, in_turn: bool = True, refusals: Collection[int] = ()) -> Found | None:
+        """What any replica says; ``None``: silence. ``refusals`` are statuses that are no error."""
+        doing, started = f"reading a page of {self.name}", time.monotonic()
         try:
-            status: int = await self._repeat(self._pages, query, take, again, limit=limit)
+            found = await self._replicas.ask(query, in_turn=in_turn)
         except RequestFailedError as error:
-            if page:
-                return page, 0
-            if error.sent and not error.denied and self._wire.ready:
-                return None
-            raise self._failed(error, doing, started, self._pages) from None
+            raise self._failed(error, doing, started, self._replicas.subject) from None
+        status = found[1] if found is not None else 0
         if status == NOBODY:
             await self._nobody(doing, started)
         elif status >= 400 and status != 404 and status not in refusals:  # 404: nothing there
             raise await self._refused(ServerError(status, 0, "the request was refused"), doing, started)
-        return page, status
+        return found
 
     async def _leader_page(self, subject_filter: str, seq: int, batch: int, max_bytes: int) -> list[Message]:
         page: list[Message] = []
@@ -291,7 +255,7 @@ class NatsStream:
 
         started = time.monotonic()
         try:
-            taken: Any = await self._repeat(subject, query, take, ask=ASK_AGAIN)
+            taken: Any = await self._repeat(subject, query, take)
         except RequestFailedError as error:
             raise self._failed(error, doing, started, subject) from None
         if not isinstance(taken, tuple):
@@ -303,27 +267,16 @@ class NatsStream:
         self._wire.went_well()
         return answer
 
-    async def _repeat(
-        self,
-        subject: str,
-        query: bytes,
-        take: Callable[[bytes, bytes], Any],
-        again: Callable[[], None] | None = None,
-        *,
-        ask: float = math.inf,
-        limit: float | None = None,
-    ) -> Any:
-        """A read may be sent again: when the connection broke under it, and every ``ask`` seconds without an answer."""
-        deadline = time.monotonic() + (limit or self._request)
+    async def _repeat(self, subject: str, query: bytes, take: Callable[[bytes, bytes], Any]) -> Any:
+        """A read may be sent again: when the connection broke under it, and every so often without an answer."""
+        deadline = time.monotonic() + self._request
         while True:
             left = deadline - time.monotonic()
             try:
-                return await self._wire.request(subject, query, take, limit=left, wait=AWAY_WAIT, again=ask)
+                return await self._wire.request(subject, query, take, limit=left, wait=AWAY_WAIT, again=ASK_AGAIN)
             except RequestFailedError as error:
                 if not error.sent or error.denied or self._wire.ready or deadline - time.monotonic() < AWAY_WAIT:
                     raise
-            if again is not None:
-                again()
 
     def _take_ack(self, body: bytes, headers: bytes) -> Ack | None:
         return read_ack(body, headers, self.name, self.domain)
@@ -382,15 +335,3 @@ def _seconds(text: str, name: str) -> float:
         return seconds_of(text)
     except ValueError:
         raise UnavailableError(f"reading {name}: the answer is none of JetStream (time {text!r})") from None
-
-
-def _direct_message(body: bytes, headers: bytes) -> Message | None:
-    subject, seq = header_of(headers, b"Nats-Subject"), number_of(headers, b"Nats-Sequence")
-    stored = header_of(headers, b"Nats-Time-Stamp")
-    if subject is None or seq is None or stored is None:
-        return None
-    try:
-        at = seconds_of(stored.decode())
-    except ValueError:
-        return None
-    return Message(subject.decode("utf-8", "replace"), seq, body, at, marker_of(headers))

@@ -79,11 +79,13 @@ class Wire(Connection):
         headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
         again: float = math.inf,
+        longest: float = 0.0,
     ) -> Any:
         """Send, and give the answers to ``take`` until it returns something; that.
 
         ``wait``: how long to wait for a connection that is away, within ``limit``. ``again``: while there is no answer
-        send once more every so many seconds; ``take`` must bear several answers.
+        send once more every so many seconds; ``take`` must bear several answers. ``longest``: every answer that is not
+        the last gives it ``limit`` seconds more, up to so many in all.
 
         Raises:
             RequestFailedError: It could not be sent, or nothing came in ``limit`` seconds.
@@ -94,6 +96,7 @@ class Wire(Connection):
         deadline = time.monotonic() + limit
         tap = await self._ready(min(wait, limit))
         waiting = self._inbox.expect(subject, take, deadline - time.monotonic(), again=again)
+        waiting.longest = longest
         assert waiting.future is not None
 
         reply = self._inbox.prefix + waiting.token

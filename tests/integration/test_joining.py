@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
-from timeline_kit import NEVER, Timelines, spying
+import pytest
+from timeline_kit import NEVER, HookedReplica, Timelines, spying
 from waiting import emit_stored, eventually, known, read_all, soon, take, values
+
+from natsjobs import GenerationReplacedError, StreamEvent
+from natsjobs.engine import reader
 
 
 def news_of(many: Timelines, stream_id: str) -> str:
@@ -81,3 +86,91 @@ async def test_whoever_joins_behind_one_message_reads_no_page(many: Timelines) -
             await emit_stored(owner.transport, "s", "second", generation=job.generation)
             assert values(await take(events, 1)) == ["second"]
         assert not [msg for msg in asked if b"next_by_subj" in msg.data]
+
+
+async def test_who_resumes_asks_for_everything_at_once(many: Timelines) -> None:
+    """Record, newest message and the page that the cursor points to: one round trip, and one page."""
+    owner, viewer = await many.add(), await many.add()
+    job = await owner.store.create_job("s", "u")
+    for number in range(10):
+        await emit_stored(owner.transport, "s", number, generation=job.generation)
+    async with viewer.manager.subscribe("s") as events:
+        cursor = (await take(events, 5))[-1].cursor
+    record, questions = asyncio.Event(), f"$JS.API.DIRECT.GET.{many.subjects.events_stream}"
+
+    async def held_up(subject: str) -> None:
+        del subject
+        await soon(record.wait())
+
+    viewer.link.records.after_last = viewer.link.events.after_last = held_up
+    async with spying(await many.admin(), questions) as asked:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            reading = group.create_task(_first(viewer, "s", cursor, 5))
+            await eventually(lambda: asked)
+            assert not reading.done()
+            record.set()
+        assert values(reading.result()) == [5, 6, 7, 8, 9]
+        await known(await many.admin())
+        assert len(asked) == 1
+
+
+async def test_who_reads_an_older_job_asks_for_its_first_page_at_once(many: Timelines, monkeypatch: Any) -> None:
+    """Newest message and first page are one round trip, when the record is there; a new job is read without a page."""
+    monkeypatch.setattr(reader, "_SETTLED", 0.0)
+    owner, viewer = await many.add(), await many.add()
+    job = await owner.store.create_job("s", "u")
+    for number in range(3):
+        await emit_stored(owner.transport, "s", number, generation=job.generation)
+    newest, questions = asyncio.Event(), f"$JS.API.DIRECT.GET.{many.subjects.events_stream}"
+
+    async def held_up(subject: str) -> None:
+        del subject
+        await soon(newest.wait())
+
+    viewer.link.events.after_last = held_up
+    async with spying(await many.admin(), questions) as asked:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            reading = group.create_task(_first(viewer, "s", None, 3))
+            await eventually(lambda: asked)
+            assert not reading.done()
+            newest.set()
+        assert values(reading.result()) == [0, 1, 2]
+        await known(await many.admin())
+        assert len(asked) == 1
+
+
+async def test_a_page_that_was_asked_for_too_early_changes_no_answer(many: Timelines) -> None:
+    """Neither a wrong place in the log nor a replaced generation; and who turns back leaves nothing."""
+    owner, viewer = await many.add(), await many.add()
+    job = await owner.store.create_job("s", "u")
+    for number in range(10):
+        await emit_stored(owner.transport, "s", number, generation=job.generation)
+    async with viewer.manager.subscribe("s") as events:
+        cursor = (await take(events, 5))[-1].cursor
+    place, _, hint = cursor.rpartition("-")
+    for wrong in ("0", "1", str(int(hint) + 3), "9" * 15):
+        assert values(await soon(_first(viewer, "s", f"{place}-{wrong}", 5))) == [5, 6, 7, 8, 9]
+    before, answering = sorted(viewer.interests()), asyncio.Event()
+
+    async def held_up(subject: str) -> None:
+        del subject
+        answering.set()
+        await asyncio.Event().wait()
+
+    viewer.link.records.after_last = held_up
+    attaching = asyncio.ensure_future(_first(viewer, "s", cursor, 5))
+    await soon(answering.wait())
+    attaching.cancel()
+    await asyncio.wait([attaching])
+    viewer.link.records.after_last = None
+    assert sorted(viewer.interests()) == before
+    await owner.store.create_job("s", "u")
+    with pytest.raises(GenerationReplacedError):
+        await soon(_first(viewer, "s", cursor, 5))
+    assert sorted(viewer.interests()) == before
+    await eventually(lambda: not [task for task in asyncio.all_tasks() if "natsjobs page" in task.get_name()])
+
+
+async def _first(viewer: HookedReplica, stream_id: str, after: str | None, count: int) -> list[StreamEvent]:
+    async with viewer.manager.subscribe(stream_id, after=after) as events:
+        return await take(events, count)

@@ -1,0 +1,141 @@
+"""Pages from any replica of a stream: batch direct gets, and what it means when nobody answers one.
+
+Owns the line in which pages are asked for, how long an answer may take, and the judgement that replicas are silent. A
+server takes what one connection asks for one after the other, and a page of a log that lies between hundreds of others
+takes it milliseconds; so a few are under way at a time, and the others wait here, where they hold up nothing else.
+Their time begins when they are sent. A page whose messages keep arriving is not late.
+
+Guarantees that the line is fair, that whoever is cancelled leaves no place in it taken, that nobody stands in it for a
+connection that is away, and that one silent page says nothing about replicas as long as others are answered in their
+order: the server is busy then. What pages mean, and what errors do, is the stream's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from contextlib import nullcontext
+from typing import TypeAlias
+
+import msgspec
+
+from natsjobs.engine import garbage
+from natsjobs.engine.ports import Message
+from natsjobs.jetstream.faults import RequestFailedError
+from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
+from natsjobs.jetstream.wire import AWAY_WAIT, Wire
+
+Found: TypeAlias = tuple[list[Message], int]
+"""Messages in order and without a hole as far as they go, and the status behind them; 0: none came."""
+
+ALL, TOO_MANY = 204, 413
+MORE = 299
+"""Ours: that was all of this page, and there is more."""
+
+_PLACES = 4
+"""Pages under way at a time: enough to keep a server busy, and few for all else that waits behind them there."""
+_LEADER_ONLY = 10.0
+"""After replicas were silent, pages come from the leader for this long."""
+_OVERTAKEN = 3
+"""Silent pages, each asked for before one that was answered, in so many seconds: a replica does not answer."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Replicas:
+    """All replicas of one stream, as one link hears them."""
+
+    def __init__(self, wire: Wire, name: str, *, prefix: str, request: float) -> None:
+        """``prefix``: of the JetStream API. ``request``: how long a page may take that keeps arriving."""
+        self.subject = f"{prefix}.DIRECT.GET.{name}"
+        self._wire = wire
+        self._places = asyncio.Semaphore(_PLACES)
+        self._longest = request
+        self._limit = min(request, max(1.0, request / 4))
+        self._heard = self._answered = -math.inf  # when a message came last; when that was sent which has its answer
+        self._silent = -math.inf
+        self._missed: deque[float] = deque(maxlen=_OVERTAKEN)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody answered a page lately: none is asked for then."""
+        return time.monotonic() - self._silent < _LEADER_ONLY
+
+    async def ask(self, query: object, *, in_turn: bool = True) -> Found | None:
+        """The answer to one question; ``None``: silence, which says nothing about the leader.
+
+        ``in_turn``: it stands in line.
+
+        Raises:
+            RequestFailedError: It could not be sent, or was denied, or connections broke under it again and again.
+        """
+        encoded = _encode(query)
+        first = math.inf
+        while True:
+            await self._wire.connected(AWAY_WAIT)
+            async with self._places if in_turn else nullcontext():
+                if self.silent:
+                    return None
+                if not self._wire.ready:
+                    continue  # it broke while this one stood in line: all wait for it at once
+                first = min(first, time.monotonic())
+                try:
+                    return await self._attempt(encoded)
+                except RequestFailedError as error:
+                    if error.denied or self._wire.ready or time.monotonic() - first > self._longest:
+                        raise
+
+    async def _attempt(self, query: bytes) -> Found | None:
+        page: list[Message] = []
+        started = time.monotonic()
+        try:
+            status = await self._answer(query, page)
+        except RequestFailedError as error:
+            if page:
+                return page, 0
+            if not error.sent or error.denied or not self._wire.ready:
+                raise
+            self._miss(started)
+            return None
+        self._heard, self._answered = time.monotonic(), max(self._answered, started)
+        return page, status
+
+    async def _answer(self, query: bytes, page: list[Message]) -> int:
+        def take(body: bytes, headers: bytes) -> int | None:
+            if (message := _message(body, headers)) is not None:
+                self._heard = time.monotonic()
+                page.append(message)  # also one that somebody stored with a status line of his own
+                return None
+            if status := status_of(headers):
+                return MORE if status == ALL and number_of(headers, b"Nats-Num-Pending") else status
+            garbage.skipped("an answer", self.subject, body)
+            return None
+
+        status: int = await self._wire.request(
+            self.subject, query, take, limit=self._limit, longest=self._longest, wait=AWAY_WAIT
+        )
+        return status
+
+    def _miss(self, started: float) -> None:
+        """Nobody has answered a page that was asked for at ``started``."""
+        now = time.monotonic()
+        if self._answered > started:
+            self._missed.append(now)
+        often = len(self._missed) == _OVERTAKEN and now - self._missed[0] < _LEADER_ONLY
+        if often or self._heard < started:
+            self._silent = now
+            self._missed.clear()
+
+
+def _message(body: bytes, headers: bytes) -> Message | None:
+    subject, seq = header_of(headers, b"Nats-Subject"), number_of(headers, b"Nats-Sequence")
+    stored = header_of(headers, b"Nats-Time-Stamp")
+    if subject is None or seq is None or stored is None:
+        return None
+    try:
+        at = seconds_of(stored.decode())
+    except ValueError:
+        return None
+    return Message(subject.decode("utf-8", "replace"), seq, body, at, marker_of(headers))
