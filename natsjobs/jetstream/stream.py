@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -21,6 +21,7 @@ from natsjobs.engine import garbage
 from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.acks import Ack, Posted, read_ack
+from natsjobs.jetstream.answers import Info, T, found_decoder, info_decoder
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
 from natsjobs.jetstream.headers import NOBODY, header_of, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.inbox import Waiting
@@ -28,60 +29,13 @@ from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
 _log = logging.getLogger(__name__)
 
+_encode = msgspec.json.Encoder().encode
 
 _ALL, _TOO_MANY = 204, 413
 _MORE = 299  # ours: that was all of this page, and there is more
 _LOOK_EVERY = 1.0
 _LEADER_ONLY = 10.0
 """After replicas were silent, pages come from the leader for this long."""
-
-
-class _Stored(msgspec.Struct, frozen=True):
-    subject: str
-    seq: int
-    time: str
-    data: bytes = b""
-    hdrs: bytes = b""
-
-
-class _Found(msgspec.Struct, frozen=True):
-    message: _Stored | None = None
-    error: ServerError | None = None
-
-    @property
-    def says_something(self) -> bool:
-        return self.message is not None
-
-
-class _Numbers(msgspec.Struct, frozen=True):
-    last_seq: int = 0
-    bytes: int = 0
-    subjects: dict[str, int] | None = None
-
-
-class _Limits(msgspec.Struct, frozen=True):
-    max_bytes: int = -1
-
-
-class _Info(msgspec.Struct, frozen=True):
-    created: str = ""
-    ts: str = ""
-    total: int = 0
-    offset: int = 0
-    state: _Numbers = _Numbers()
-    config: _Limits = _Limits()
-    error: ServerError | None = None
-
-    @property
-    def says_something(self) -> bool:
-        return bool(self.created)
-
-
-T = TypeVar("T", _Found, _Info)
-
-_found = msgspec.json.Decoder(_Found)
-_info = msgspec.json.Decoder(_Info)
-_encode = msgspec.json.Encoder().encode
 
 
 class NatsStream:
@@ -192,21 +146,40 @@ class NatsStream:
         if found is None:
             self._silent = time.monotonic()
             return None
-        page, status = found
+        page, status, _ = found
         # 404: nothing matches; behind messages: one was replaced while they were being sent, which ended that.
         return page if status == _ALL or (status == 404 and not page) else None
 
-    async def _direct(self, query: bytes, refusals: Collection[int] = ()) -> tuple[list[Message], int] | None:
-        """Messages of any replica, and the status behind them; ``None``: silence, which says nothing about the leader.
+    async def held(self, subjects: Sequence[str]) -> int | None:
+        """How many of these hold a message, by any replica. Raises as the port says."""
+        if time.monotonic() - self._silent < _LEADER_ONLY:
+            return None
+        # It says with the first message how many come after it. The status says so, too, but 2.11 one less.
+        query = {"multi_last": subjects, "batch": 1, "max_bytes": 1}
+        found = await self._direct(_encode(query), {_TOO_MANY, _MORE})
+        if found is None:
+            self._silent = time.monotonic()
+            return None
+        page, status, headers = found
+        if not page:
+            return 0 if status == 404 else None
+        return len(page) + (number_of(headers, b"Nats-Num-Pending") or 0)
+
+    async def _direct(self, query: bytes, refusals: Collection[int] = ()) -> tuple[list[Message], int, bytes] | None:
+        """Messages of any replica, the status behind them, and the headers of the last one.
 
         In order and without a hole as far as they go; 0: no status came. ``refusals`` are statuses that are no error.
+        ``None``: silence, which says nothing about the leader.
         """
         doing = f"reading a page of {self.name}"
         page: list[Message] = []
+        last = b""
 
         def take(body: bytes, headers: bytes) -> int | None:
+            nonlocal last
             if (message := _direct_message(body, headers)) is not None:
                 page.append(message)  # also one that somebody stored with a status line of his own
+                last = headers
                 return None
             if status := status_of(headers):
                 return _MORE if status == _ALL and number_of(headers, b"Nats-Num-Pending") else status
@@ -222,7 +195,7 @@ class NatsStream:
             status: int = await self._repeat(self._pages, query, take, again, limit=limit)
         except RequestFailedError as error:
             if page:
-                return page, 0
+                return page, 0, last
             if error.sent and not error.denied and self._wire.ready:
                 return None
             raise self._failed(error, doing, started, self._pages) from None
@@ -230,7 +203,7 @@ class NatsStream:
             await self._nobody(doing, started)
         elif status >= 400 and status != 404 and status not in refusals:  # 404: nothing there
             raise await self._refused(ServerError(status, 0, "the request was refused"), doing, started)
-        return page, status
+        return page, status, last
 
     async def _leader_page(self, subject_filter: str, seq: int, batch: int, max_bytes: int) -> list[Message]:
         page: list[Message] = []
@@ -269,14 +242,14 @@ class NatsStream:
     # -- asking -------------------------------------------------------------------------------------------------------
 
     async def _read(self, query: dict[str, Any]) -> Message | None:
-        found = await self._api(self._get, _encode(query), _found, f"reading {self.name}")
+        found = await self._api(self._get, _encode(query), found_decoder, f"reading {self.name}")
         if (message := found.message) is None:
             return None
         marker = marker_of(message.hdrs) if message.hdrs else None
         return Message(message.subject, message.seq, message.data, _seconds(message.time, self.name), marker)
 
-    async def _ask(self, query: dict[str, Any] | None) -> _Info:
-        return await self._api(self._about, _encode(query) if query else b"", _info, f"asking about {self.name}")
+    async def _ask(self, query: dict[str, Any] | None) -> Info:
+        return await self._api(self._about, _encode(query) if query else b"", info_decoder, f"asking about {self.name}")
 
     async def _api(self, subject: str, query: bytes, decoder: msgspec.json.Decoder[T], doing: str) -> T:
         """One request to the leader; the answer, which may say that there is no message but no other error."""
@@ -368,7 +341,7 @@ class NatsStream:
 
     async def _is_missing(self) -> bool:
         def take(body: bytes, headers: bytes) -> bool:
-            error = None if status_of(headers) else _info.decode(body).error
+            error = None if status_of(headers) else info_decoder.decode(body).error
             return error is not None and error.err_code == NO_STREAM
 
         try:
