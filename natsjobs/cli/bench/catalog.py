@@ -77,13 +77,14 @@ class Reach:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A line of the table. ``group``: what stands above it and its like."""
 
     name: str
     what: str
     ours: Source
     other: Source | None
     reach: Reach | None = None
+    group: str = ""
 
 
 WORKS = {
@@ -102,7 +103,8 @@ WORKS = {
         Work("first", live.first_event, 5, 3),
         Work("first-waiting", live.first_event_awaited, 3, 5),
         Work("hot-1000", live.hot, 2, 6),
-        Work("replay-2000", logs.replay_short, 1, 26),
+        Work("replay-2000", logs.replay_short(watched=False), 1, 30),
+        Work("replay-2000-watched", logs.replay_short(watched=True), 1, 50),
         Work("long-log", logs.long_log, 1, 80),
         Work("join-500", logs.joining(1, 500, 50, 500), 2, 8),
         Work("join-500-logs", logs.joining(500, 50, 5, 500), 2, 10),

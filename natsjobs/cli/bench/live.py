@@ -24,7 +24,7 @@ async def live(
     jobs = stage.scaled(jobs, min(jobs, 50))
     ids, counts = stage.ids(jobs), [len(one) * repeat for one in events]
     total = sum(counts[k % len(counts)] for k in range(jobs))
-    empty = await _stored(stage, producer) if stored else 0
+    empty = await stored_bytes(stage, producer) if stored else 0
     await producer.ask("start", ids=ids)
     await reader.ask("attach", ids=ids)
     await reader.ask("expect", events=total)
@@ -38,10 +38,10 @@ async def live(
         figures["pace"] = max(counts) / rate / (read["last"] - made["begin"]) * 1e9
     figures |= await _resident(producer, reader)
     if stored:
-        figures["stored"] = (await _stored(stage, producer) - empty) / total * 1000
+        figures["stored"] = (await stored_bytes(stage, producer) - empty) / total * 1000
     await asyncio.gather(producer.ask("finish", ids=ids), reader.ask("end", counts=counts))
     if stored:
-        figures["stored after"] = (await _stored(stage, producer) - empty) / total * 1000
+        figures["stored after"] = (await stored_bytes(stage, producer) - empty) / total * 1000
     return figures
 
 
@@ -59,7 +59,8 @@ def per_event(made: dict[str, Any], read: dict[str, Any], server: float, total: 
     }
 
 
-async def _stored(stage: Stage, process: Process) -> int:
+async def stored_bytes(stage: Stage, process: Process) -> int:
+    """Bytes of all logs, when nothing changes any more."""
     return int((await process.ask("stored", still=stage.still))["bytes"])
 
 
