@@ -95,7 +95,9 @@ class Plan:
     failed: Failed = field(default_factory=dict[tuple[str, Contender], str])
 
     def choose(self, names: Sequence[str], *, explicit: bool) -> None:
-        """Take rows by name; those that cannot be measured here are left out, and named when they were asked for.
+        """Take rows by name, in the order of the table.
+
+        Those that cannot be measured here are left out, and named when they were asked for.
 
         Raises:
             typer.BadParameter: There is no such row.
@@ -103,7 +105,7 @@ class Plan:
         if unknown := [name for name in names if name not in ROWS]:
             raise typer.BadParameter(f"no row {unknown[0]!r}; there are: {', '.join(ROWS)}")
         missing = _missing()
-        for row in (ROWS[name] for name in dict.fromkeys(names)):
+        for row in (row for name, row in ROWS.items() if name in names):
             if WORKS[row.ours.work].transcripts and not self.transcripts:
                 if explicit:
                     raise typer.BadParameter(f"{row.name} needs --transcripts DIR, a folder of recorded streams")

@@ -8,7 +8,7 @@ from typing import Any
 
 from natsjobs.cli.bench.producing import filling
 from natsjobs.cli.bench.servers import Process
-from natsjobs.cli.bench.stage import Figures, Measure, Stage
+from natsjobs.cli.bench.stage import OURS, PEER, Figures, Measure, Stage
 
 _CROWD = 500
 SIZE = 150
@@ -19,7 +19,7 @@ async def live(
     stage: Stage, jobs: int, events: Sequence[Sequence[Any]], repeat: int, rate: float, *, stored: bool = False
 ) -> Figures:
     """Events into jobs at a pace, or as fast as they are taken; every job has one reader."""
-    stored = stored and not stage.contender.settings  # it waits, and no row asks the others
+    stored = stored and stage.contender in {OURS, PEER}  # it waits, and no row asks the others
     producer, reader = await stage.processes(2)
     jobs = stage.scaled(jobs, min(jobs, 50))
     ids, counts = stage.ids(jobs), [len(one) * repeat for one in events]

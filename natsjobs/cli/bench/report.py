@@ -57,9 +57,11 @@ class Result:
         return statistics.median(found) if found else None
 
     def spread(self, source: Source | None) -> float | None:
-        """How far the rounds lie apart: half of (largest - smallest), by the median."""
+        """How far the rounds lie apart: half of (largest - smallest), by the median; ``None``: there is only one."""
         found = self.rounds(source)
-        return (max(found) - min(found)) / 2 / statistics.median(found) if found and statistics.median(found) else None
+        if len(found) < 2 or not statistics.median(found):
+            return None
+        return (max(found) - min(found)) / 2 / statistics.median(found)
 
     @property
     def ratio(self) -> float | None:
@@ -153,10 +155,8 @@ def markdown(results: Iterable[Result]) -> str:
             _cells(
                 (
                     one.row.what + (f" ({one.remarks})" if one.remarks else ""),
-                    f"{shown(one.median(one.row.ours))} {unit} {_spread(one.spread(one.row.ours))}".strip(),
-                    f"{shown(one.median(one.row.other))} {_spread(one.spread(one.row.other))} ({other_name(one.row)})"
-                    if one.row.other
-                    else "-",
+                    _worded(one, one.row.ours, unit),
+                    _worded(one, one.row.other, f"({other_name(one.row)})") if one.row.other else "-",
                     ratio_of(one),
                     reach_of(one.row),
                     {True: "yes", False: "**no**", None: "-"}[one.reached],
@@ -165,6 +165,11 @@ def markdown(results: Iterable[Result]) -> str:
             )
         )
     return "\n".join([*table, "", _LEGEND, "", f"Measured on: {where()}."]) + "\n"
+
+
+def _worded(one: Result, source: Source, behind: str) -> str:
+    """A figure, its spread, and what stands behind it."""
+    return " ".join(filter(None, (shown(one.median(source)), _spread(one.spread(source)), behind)))
 
 
 def _cells(cells: Sequence[str]) -> str:
