@@ -9,6 +9,7 @@ import typer
 from natsjobs import __version__
 from natsjobs.cli import doctor, jobs, namespace, pipe, serve
 from natsjobs.cli.bench import command as bench_command
+from natsjobs.cli.bench.explaining import explained
 from natsjobs.cli.demo import command
 from natsjobs.cli.login import InboxPrefix, Login, Nkey, Password, TlsCa, TlsCert, TlsKey, Token, User
 from natsjobs.cli.options import Creds, Embedded, Namespace, Options, Server, set_up_logging
@@ -55,7 +56,7 @@ def natsjobs(
 
 
 app.command("demo")(command.demo)
-app.command("bench")(bench_command.bench)
+app.command("bench", epilog=explained())(bench_command.bench)
 app.command("ls")(jobs.ls)
 app.command("show")(jobs.show)
 app.command("tail")(jobs.tail)

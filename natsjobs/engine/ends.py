@@ -2,8 +2,9 @@
 
 A watch listens to the live subject of the terminal record only, so an owner does not receive its own events back.
 That path may lose messages, so a silent watch is looked after like a reader does (A7; ``patience.Looks``), and after
-every reconnect: many watches by one question to any replica of the stream, what that shows is read at the leader. A
-generation in which this replica itself has stored something since has not ended, and nobody is asked.
+every reconnect: many watches by two questions to any replica of the stream, which ends there are and how many logs. An
+end, or a log that is missing there (an operator's doing), is looked for at the leader, who decides. A generation in
+which this replica itself has stored something since has not ended, and nobody is asked.
 
 A run that is about to be owned here is listened on before its record is written (``listen``): until then nobody knows
 of it, so whoever registers a callback later has missed nothing, and nothing has to be looked for.
@@ -31,8 +32,9 @@ from natsjobs.models import EndReason, EventType
 _DELETED = wire.Terminal(EventType.ABORTED, 0, 0, "", EndReason.DELETED, None, b"null")
 _TOGETHER = 0.25
 """Looks that are due within this part of ``timing.look`` are made now: one question for many."""
-_GONE_EVERY = 6
-"""Every so many silent looks a log is asked for that may have gone without an end (an operator's doing)."""
+_SETTLED = 2
+"""Silent looks from which on a log that is not there is taken for gone: a leader that was just cut off knows no new one
+(B3), and a run that is being created may be listened on before its log is open."""
 
 
 class Ends:
@@ -186,27 +188,47 @@ class Ends:
             self._context.spawn(self._look_at(list(self._watches.values())), "natsjobs ends")
 
     async def _look_at(self, watches: Iterable[_Watch]) -> None:
-        """Look at many: one question for as many as go into it."""
+        """Look at many."""
         asked = [watch for watch in watches if not self._is_written(watch)]
         for start in range(0, len(asked), MOST_NEWEST):
-            part = {self._context.subjects.end(*watch.key): watch for watch in asked[start : start + MOST_NEWEST]}
+            part = asked[start : start + MOST_NEWEST]
             began = time.monotonic()
             try:
-                found = await self._context.link.events.newest(list(part))
+                doubtful = await self._doubtful(part)
             except PermissionDeniedError:
-                found = None
+                doubtful = part
             except StreamMissingError:
-                for watch in part.values():
+                for watch in part:
                     self._context.on_terminal(*watch.key, None)
                 continue
             except UnavailableError:
                 continue
-            # With no answer of a replica, or for whoever may read at the leader only, each is looked at there.
-            ended = part.keys() if found is None else {message.subject for message in found}
-            for subject, watch in part.items():
+            for watch in part:
                 watch.looked = began
-                if subject in ended or watch.looks.silent % _GONE_EVERY == 2:
-                    await self._look(watch)
+            for watch in doubtful:
+                await self._look(watch)
+
+    async def _doubtful(self, watches: list[_Watch]) -> list[_Watch]:
+        """Those that have an end by any replica, or no log; with no answer of a replica each is looked at."""
+        subjects = self._context.subjects
+        ends = {subjects.end(*watch.key): watch for watch in watches}
+        found = await self._context.link.events.newest(list(ends))
+        if found is None:
+            return watches
+        ended = [ends.pop(message.subject) for message in found if message.subject in ends]
+        return ended + await self._without_log([watch for watch in ends.values() if watch.looks.silent >= _SETTLED])
+
+    async def _without_log(self, watches: list[_Watch]) -> list[_Watch]:
+        """Those of which a replica holds no log: by halves, for its answer says how many there are, and not which."""
+        if not watches:
+            return []
+        there = await self._context.link.events.held([self._context.subjects.log(*watch.key) for watch in watches])
+        if there == len(watches):
+            return []
+        if not there or len(watches) == 1:
+            return watches
+        half = len(watches) // 2
+        return await self._without_log(watches[:half]) + await self._without_log(watches[half:])
 
     def _is_written(self, watch: _Watch) -> bool:
         """Whether something was stored here since it was last known to go on; now it is known again."""
@@ -229,7 +251,11 @@ class Ends:
         try:
             message = await events.last(end)
             terminal = await find_terminal(self._context.link, end, message) if message is not None else None
-            gone = message is None and watch.looks.silent > 1 and await events.last(subjects.scope(*watch.key)) is None
+            gone = (
+                message is None
+                and watch.looks.silent >= _SETTLED
+                and await events.last(subjects.scope(*watch.key)) is None
+            )
         except StreamMissingError:
             terminal, gone = None, True
         except UnavailableError:

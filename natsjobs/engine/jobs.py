@@ -18,7 +18,7 @@ from natsjobs.engine import garbage, wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.subjects import check_id, escape
-from natsjobs.errors import EventTooLargeError, InvalidArgumentError
+from natsjobs.errors import EventTooLargeError, InvalidArgumentError, JobClosedError, JobNotFoundError
 from natsjobs.models import Job, JobChanges, JobFields, JobStatus, UserMessage
 
 _ERROR_CHARS = 16_384
@@ -110,6 +110,29 @@ def job_key(context: Context, stream_id: str) -> str:
 async def read_record(context: Context, stream_id: str) -> JobRecord | None:
     """The newest generation's record, at the leader."""
     return record_of(await context.records.read(job_key(context, stream_id)))
+
+
+async def read_writable(context: Context, stream_id: str, generation: str | None, *, ended: bool = False) -> JobRecord:
+    """The newest generation's record, for whoever writes to that generation (``None``: to the newest one).
+
+    Args:
+        context: Of this replica.
+        stream_id: Whose.
+        generation: Which one it must be.
+        ended: It may have ended.
+
+    Raises:
+        JobNotFoundError: No such job, and no generation was named.
+        JobClosedError: That generation is gone, is not the newest one, or has ended.
+    """
+    record = await read_record(context, stream_id)
+    if generation is not None and (record is None or record.generation != generation):
+        raise JobClosedError(stream_id, generation)
+    if record is None:
+        raise JobNotFoundError(stream_id)
+    if record.status.is_terminal and not ended:
+        raise JobClosedError(stream_id, record.generation, record.status, record.job.end_reason)
+    return record
 
 
 # -- fields -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from natsjobs.errors import UnavailableError
 PAGE, PAGE_BYTES = 64, 524_288
 """What one answer holds at most: a page holds the stream while it is read (A9)."""
 MOST_NEWEST = 256
-"""Filters in one ``Stream.newest``; a question of that many of the longest fits into the smallest message."""
+"""Filters in one question about many; a question of that many of the longest fits into the smallest message."""
 
 
 class WrongSequenceError(Exception):
@@ -200,6 +200,14 @@ class Stream(Protocol):
         ``MOST_NEWEST`` filters; a page is asked for. What is missing says nothing: of more than a page the newest ones
         are missing, which whoever needs all sees by the leader's last one. ``None``: no replica has given it, or it is
         known to be too much. Raises as ``next`` does.
+        """
+        ...
+
+    async def held(self, subjects: Sequence[str]) -> int | None:
+        """How many of these hold a message, by any replica (it may lag): at most ``MOST_NEWEST``, without wildcards.
+
+        The server looks at its index, and one message travels, however many there are. Fewer than there should be is
+        no proof, but a reason to ask the leader. ``None``: no replica said. Raises as ``next`` does.
         """
         ...
 

@@ -23,7 +23,7 @@ from natsjobs.engine import wire
 from natsjobs.engine.appender import Appender
 from natsjobs.engine.context import Context
 from natsjobs.engine.ends import EndRegistration, Ends
-from natsjobs.engine.jobs import JobRecord, mark_ended, put_active, read_record, write_record
+from natsjobs.engine.jobs import JobRecord, mark_ended, put_active, read_record, read_writable, write_record
 from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.patience import Seldom, patiently
 from natsjobs.engine.ports import StreamMissingError
@@ -33,7 +33,6 @@ from natsjobs.engine.writers import Writers
 from natsjobs.errors import (
     EventTooLargeError,
     JobClosedError,
-    JobNotFoundError,
     NatsJobsError,
     NotOpenError,
     PermissionDeniedError,
@@ -149,15 +148,7 @@ class Runs:
         """
         if (found := self.local(stream_id, generation)) is not None:
             return found
-        record = await read_record(self._context, stream_id)
-        if record is None:
-            if generation is not None:
-                raise JobClosedError(stream_id, generation)
-            raise JobNotFoundError(stream_id)
-        if generation is not None and record.generation != generation:
-            raise JobClosedError(stream_id, generation)
-        if record.status.is_terminal:
-            raise JobClosedError(stream_id, record.generation, record.status, record.job.end_reason)
+        record = await read_writable(self._context, stream_id, generation)
         appender = await self._open(stream_id, record.generation)
         if isinstance(appender, wire.Terminal):
             raise JobClosedError(stream_id, record.generation, appender.status, appender.reason)

@@ -15,6 +15,7 @@ from natsjobs.engine.jobs import (
     check_fields,
     check_status,
     read_record,
+    read_writable,
 )
 from natsjobs.engine.lists import Lists
 from natsjobs.engine.replica import Replica
@@ -265,15 +266,7 @@ class EngineStore:
         await self.replica.content.save_steps(stream_id, record.generation, steps)
 
     async def _writable(self, stream_id: str, generation: str | None, *, ended: bool = False) -> JobRecord:
-        record = await read_record(self._context, stream_id)
-        if record is None:
-            if generation is not None:
-                raise JobClosedError(stream_id, generation)
-            raise JobNotFoundError(stream_id)
-        if generation is not None and record.generation != generation:
-            raise JobClosedError(stream_id, generation)
-        if record.status.is_terminal and not ended:
-            raise JobClosedError(stream_id, record.generation, record.status, record.job.end_reason)
+        record = await read_writable(self._context, stream_id, generation, ended=ended)
         self.replica.runs.active(stream_id, record.generation)
         return record
 

@@ -17,7 +17,6 @@ import math
 import time
 from collections import deque
 from contextlib import nullcontext
-from typing import TypeAlias
 
 import msgspec
 
@@ -27,8 +26,17 @@ from natsjobs.jetstream.faults import RequestFailedError
 from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.wire import AWAY_WAIT, Wire
 
-Found: TypeAlias = tuple[list[Message], int]
-"""Messages in order and without a hole as far as they go, and the status behind them; 0: none came."""
+
+class Answer(msgspec.Struct):
+    """What a replica has sent up to now."""
+
+    messages: list[Message]
+    """In order and without a hole as far as they go."""
+    status: int = 0
+    """Behind them; 0: none came."""
+    headers: bytes = b""
+    """Of the last message."""
+
 
 ALL, TOO_MANY = 204, 413
 MORE = 299
@@ -63,7 +71,7 @@ class Replicas:
         """Whether nobody answered a page lately: none is asked for then."""
         return time.monotonic() - self._silent < _LEADER_ONLY
 
-    async def ask(self, query: object, *, in_turn: bool = True) -> Found | None:
+    async def ask(self, query: object, *, in_turn: bool = True) -> Answer | None:
         """The answer to one question; ``None``: silence, which says nothing about the leader.
 
         ``in_turn``: it stands in line.
@@ -87,36 +95,36 @@ class Replicas:
                     if error.denied or self._wire.ready or time.monotonic() - first > self._longest:
                         raise
 
-    async def _attempt(self, query: bytes) -> Found | None:
-        page: list[Message] = []
+    async def _attempt(self, query: bytes) -> Answer | None:
+        answer = Answer([])
         started = time.monotonic()
         try:
-            status = await self._answer(query, page)
+            await self._receive(query, answer)
         except RequestFailedError as error:
-            if page:
-                return page, 0
+            if answer.messages:
+                return answer
             if not error.sent or error.denied or not self._wire.ready:
                 raise
             self._miss(started)
             return None
         self._heard, self._answered = time.monotonic(), max(self._answered, started)
-        return page, status
+        return answer
 
-    async def _answer(self, query: bytes, page: list[Message]) -> int:
+    async def _receive(self, query: bytes, answer: Answer) -> None:
         def take(body: bytes, headers: bytes) -> int | None:
             if (message := _message(body, headers)) is not None:
                 self._heard = time.monotonic()
-                page.append(message)  # also one that somebody stored with a status line of his own
+                answer.messages.append(message)  # also one that somebody stored with a status line of his own
+                answer.headers = headers
                 return None
             if status := status_of(headers):
                 return MORE if status == ALL and number_of(headers, b"Nats-Num-Pending") else status
             garbage.skipped("an answer", self.subject, body)
             return None
 
-        status: int = await self._wire.request(
+        answer.status = await self._wire.request(
             self.subject, query, take, limit=self._limit, longest=self._longest, wait=AWAY_WAIT
         )
-        return status
 
     def _miss(self, started: float) -> None:
         """Nobody has answered a page that was asked for at ``started``."""

@@ -33,9 +33,11 @@ class TurnEnd:
 
     def _come(self) -> None:
         before, self._before = self._before, []
-        for callback in before:
-            callback()
-        self._coming = False
-        if self._before:
-            self.expect()
-        self._write()
+        try:
+            for callback in before:
+                callback()
+        finally:  # whatever a callback does, what is there is written, and there is a next end of a turn
+            self._coming = False
+            if self._before:
+                self.expect()
+            self._write()

@@ -265,6 +265,13 @@ class MemoryStream:
         whole = len(found) <= PAGE and sum(len(message.body) for message in found) <= PAGE_BYTES
         return sorted(found, key=lambda message: message.seq) if whole else None
 
+    async def held(self, subjects: Sequence[str]) -> int:
+        """How many of these hold a message."""
+        store = self._store()
+        found = sum(bool(store.subjects(subject)) for subject in subjects)
+        await self._answer()
+        return found
+
     async def subjects(self, subject_filter: str) -> dict[str, int]:
         """Subjects that match and hold messages, with their counts."""
         found = self._store().subjects(subject_filter)

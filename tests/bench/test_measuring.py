@@ -8,8 +8,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,12 @@ from natsjobs.cli.bench import servers
 from natsjobs.cli.bench.catalog import COLUMNS, WORKS
 from natsjobs.cli.bench.command import Plan
 from natsjobs.cli.bench.rows import ROWS
-from natsjobs.cli.bench.servers import BenchError, Process
+from natsjobs.cli.bench.servers import Process
 from natsjobs.cli.bench.stage import (
     BARE,
     BARE_JETSTREAM,
     OURS,
+    OURS_LINGER_0,
     OURS_R3_LINGER_0,
     OURS_UVLOOP,
     PEER,
@@ -103,14 +106,33 @@ async def test_the_others_do_the_same_work(contender: Contender) -> None:
 async def test_a_side_that_breaks_its_promise_gets_no_figure(
     side: str, work: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names the work, the side and what was missing."""
+    """It is told what was missing; the figures of the others are there all the same, and nobody else is blamed."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *sys.path]))
     contender = Contender("a broken one", f"broken_sides:{side}", "nats", {"patience": 6.0})
-    plan = Plan(TINY if work == "burst-1" else 0.02, 1, [], works={work: [contender]})
-    with pytest.raises(BenchError, match=re.escape(f"{work}, a broken one: ")) as caught:
-        await plan.carry_out()
-    assert missing in str(caught.value)
-    assert plan.measured == {}
+    plan = Plan(TINY if work == "burst-1" else 0.02, 1, [], works={work: [contender, OURS]})
+    await plan.carry_out()
+    assert plan.failed.keys() == {(work, contender)}
+    assert missing in plan.failed[work, contender]
+    assert plan.measured.keys() == {(work, OURS)}
+
+
+async def test_who_fails_in_a_later_round_has_no_figure_of_the_first_one_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And is not asked a third time; what breaks in the benchmark itself is told by its name."""
+    calls = iter([1.0, 2.0, None, 3.0, 4.0, 5.0])
+
+    async def measure(stage: Stage) -> dict[str, float]:
+        if (value := next(calls)) is None:
+            raise LookupError("nothing is there")
+        return {"p50": value}
+
+    monkeypatch.setitem(WORKS, "first", replace(WORKS["first"], measure=measure))
+    plan = Plan(1, 3, [], works={"first": [OURS, OURS_LINGER_0]})
+    await plan.carry_out()
+    assert plan.failed == {("first", OURS_LINGER_0): "LookupError: nothing is there"}
+    assert plan.measured == {("first", OURS): [{"p50": value} for value in (1.0, 3.0, 4.0)]}
+    assert "first 2/3 natsjobs, linger 0: FAILED: LookupError: nothing is there" in capsys.readouterr().err
 
 
 async def test_a_process_ends_when_its_coordinator_is_gone(newest_server: str) -> None:
@@ -151,7 +173,8 @@ def test_without_redis_it_measures_natsjobs_alone_and_says_so(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "natsjobs is measured alone" in done.stderr
     found = json.loads(done.stdout)
-    assert found.keys() == {"machine", "columns", "rows", "measured"}
+    assert found.keys() == {"machine", "columns", "rows", "measured", "failed"}
+    assert found["failed"] == []
     (row,) = found["rows"]
     assert row.keys() == {"name", "what", "ours", "other", "ratio", "reach", "reached"}
     assert row["ours"].keys() == {"work", "contender", "column", "median", "spread", "rounds"}
@@ -177,6 +200,35 @@ def test_a_row_is_measured_with_what_it_is_compared_with_and_nothing_else() -> N
 def _version() -> str:
     said = subprocess.run([str(shutil.which("redis-server")), "--version"], capture_output=True, text=True, check=True)
     return said.stdout.split("v=")[1].split()[0]
+
+
+def test_who_stops_it_gets_the_table_of_what_was_measured(tmp_path: Path) -> None:
+    """Ctrl-C in the middle: the rows that have figures are shown, the status is that of the signal."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "natsjobs", "bench", "first", "stored", "--rounds", "1", "--markdown"],
+        env={**os.environ, "NATS_SERVER_BIN": str(embedded.find_binary()), "PATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stderr is not None
+        while not running.stderr.readline().startswith("first 1/1"):
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGINT
+    assert f"| {ROWS['first'].what} | " in said
+    assert ROWS["stored"].what not in said
+
+
+def test_the_help_explains_every_row_and_every_figure() -> None:
+    """By the names that the command takes."""
+    said = bench("--help").stdout
+    for row in ROWS.values():
+        assert re.search(rf"^ +{re.escape(row.name)} +{re.escape(row.what)} \[", said, re.MULTILINE), row.name
+        assert row.group in said
+    for name, column in COLUMNS.items():
+        assert re.search(rf"^ +{re.escape(name)} +{re.escape(column.meaning[:40])}", said, re.MULTILINE), name
 
 
 def test_a_wrong_name_lists_the_names() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -10,7 +13,7 @@ import pytest
 from natsjobs.cli.bench import picture, report
 from natsjobs.cli.bench.catalog import COLUMNS, WORKS, Reach, Row, Source
 from natsjobs.cli.bench.producing import filling
-from natsjobs.cli.bench.report import Measured, Result
+from natsjobs.cli.bench.report import Failed, Measured, Result
 from natsjobs.cli.bench.rows import ROWS
 from natsjobs.cli.bench.sides import chunks, quantile
 from natsjobs.cli.bench.stage import OURS, PEER
@@ -30,6 +33,7 @@ def test_a_ratio_is_that_of_the_medians_of_all_rounds():
     one = Result(FASTER, measured("events/s", [30, 1, 20], [10, 11, 2]))
     assert (one.ratio, one.reached) == (2.0, True)
     assert one.spread(FASTER.ours) == pytest.approx(29 / 2 / 20)
+    assert Result(FASTER, measured("events/s", [30], [10])).spread(FASTER.ours) is None
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_who_does_not_keep_the_pace_is_named():
         ("w", OURS): [{"cpu": 1.0, "pace": 0.99}],
         ("w", PEER): [{"cpu": 1.0, "pace": 0.2}],
     }
-    assert Result(CHEAPER, slow).behind == "peer reached 20% of the pace"
+    assert Result(CHEAPER, slow).remarks == "peer reached 20% of the pace"
     assert "peer reached 20% of the pace" in report.markdown([Result(CHEAPER, slow)])
     assert "peer reached 20% of the pace" in report.lines([Result(CHEAPER, slow)])[0]
 
@@ -72,7 +76,31 @@ def test_the_table_has_as_many_cells_as_heads():
     assert {len(cells) for cells in report.lines(results)} == {len(report.HEADS)}
     lines = report.markdown(results).splitlines()
     assert len({line.count("|") for line in lines[:4]}) == 1
-    assert lines[-1].startswith("cores ")
+
+
+def test_the_table_of_a_readme_is_in_groups_and_says_how_and_where_it_was_measured():
+    """A line above each group; figures with their spread; rounds, machine and versions, and no date."""
+    rows = [replace(FASTER, group="Logs | more"), replace(FASTER, group="Logs | more"), replace(CHEAPER, group="Pace")]
+    said = report.markdown([Result(row, measured(row.ours.column, [4, 6, 5], [2])) for row in rows])
+    assert said.count("| **Logs &#124; more** |") == said.count("| **Pace** |") == 1
+    assert "| a row | 5 ±20% events/s | 2 (peer) | 2.5\u00d7 | ≥ 2\u00d7 | yes | 3 |" in said
+    assert "| a <row> & more | 5 ±20% µs/event | 2 (peer) | 2.5\u00d7 | ≤ 0.45\u00d7 | **no** | 3 |" in said
+    end = said.splitlines()[-1]
+    assert re.fullmatch(r"Measured on: cores \d+, cpu .+, python .+, natsjobs .+, nats-py .+, nats-server .+", end)
+    assert str(datetime.now(UTC).year) not in said
+
+
+def test_who_failed_is_named_and_has_no_figure():
+    """In the tables and in JSON; a row of which nothing is known is none."""
+    failed: Failed = {("w", PEER): "event 4 came in place of 3"}
+    one = Result(FASTER, {("w", OURS): [{"events/s": 3.0}]}, failed)
+    assert (one.ratio, one.reached, one.remarks) == (None, None, "peer failed")
+    assert "peer failed" in report.markdown([one])
+    assert report.as_json([one], {}, failed)["failed"] == [
+        {"work": "w", "contender": "peer", "error": "event 4 came in place of 3"}
+    ]
+    assert Result(FASTER, {}, failed).is_there
+    assert not Result(FASTER, {}).is_there
 
 
 def test_the_picture_is_well_formed_and_says_who_is_ahead():

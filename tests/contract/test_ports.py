@@ -425,6 +425,28 @@ async def test_more_newest_than_a_page_do_not_come_at_once(ground: Ground, link:
     assert found is None or len(found) == count or found[-1].seq < count
 
 
+async def test_it_is_told_how_many_of_many_subjects_hold_something(ground: Ground, link: Link, other: Link) -> None:
+    """However many there are, and however large their messages."""
+    names = [ground.log(f"s{n}") for n in range(256)]
+    assert await other.events.held(names[:3]) == 0
+    await asyncio.gather(
+        *(link.events.append(name, b"x" * (200_000 if name in names[:4] else 1)) for name in names[1:])
+    )
+    await link.events.append(names[1], b"more")
+    await link.events.append(ground.end("s0"), b"no log")
+
+    async def held(*asked: str) -> int:
+        found = await other.events.held(asked)
+        assert found is not None
+        return found
+
+    assert await held(*names) == 255
+    assert await held(*names[:9]) == 8
+    assert await held(*names[1:4]) == 3
+    assert await held(names[1]) == 1
+    assert await held(names[0]) == 0
+
+
 async def test_subjects_are_counted(ground: Ground, link: Link) -> None:
     """Only those that match and hold something."""
     for subject in (ground.log("a"), ground.log("a"), ground.end("a"), ground.log("b")):

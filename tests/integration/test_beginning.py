@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 from timeline_kit import NEVER, HookedReplica, Timelines, spying
-from waiting import eventually, soon
+from waiting import Calls, emit_stored, eventually, soon
 
-from natsjobs import EndReason, PermissionDeniedError, UnavailableError
+from natsjobs import EndReason, EventType, JobClosedError, PermissionDeniedError, UnavailableError
 from natsjobs.engine.runs import lost_end
 
 
@@ -111,6 +111,58 @@ async def test_many_quiet_runs_are_looked_after_by_one_question(many: Timelines)
                 return max((len(query.get("multi_last", ())) for query in queries), default=0)
 
             await eventually(lambda: most() >= 5)
+
+
+async def test_a_quiet_run_whose_log_is_gone_is_told_at_its_next_look(many: Timelines) -> None:
+    """However quiet it is: nobody has written an end that could be heard. Of the others nobody hears anything."""
+    owner, heard = await many.add(), dict[str, Calls]()
+    generations: dict[str, str] = {}
+    for stream_id in (f"s{number}" for number in range(20)):
+        generations[stream_id] = (await owner.store.create_job(stream_id, "u")).generation
+        await owner.transport.on_end(stream_id, heard.setdefault(stream_id, Calls()))
+    end, scope = many.subjects.end("s4", generations["s4"]), many.subjects.scope("s4", generations["s4"])
+    leader = f"$JS.API.STREAM.MSG.GET.{many.subjects.events_stream}"
+    async with spying(await many.admin(), f"$JS.API.DIRECT.GET.{many.subjects.events_stream}", leader) as asked:
+
+        def looks() -> int:
+            return sum(end in json.loads(msg.data).get("multi_last", ()) for msg in asked if msg.data)
+
+        await eventually(lambda: looks() >= 3)
+        await many.api(f"STREAM.PURGE.{many.subjects.events_stream}", {"filter": scope})
+        before = looks()
+        await heard["s4"].until(1)
+        assert looks() <= before + 2  # one of them may have been answered before it was gone
+        assert {json.loads(msg.data)["last_by_subj"] for msg in asked if msg.subject == leader} == {end, scope}
+    (told,) = heard["s4"].got
+    assert (told.type, told.end_reason) == (EventType.ABORTED, EndReason.DELETED)
+    with pytest.raises(JobClosedError):
+        await emit_stored(owner.transport, "s4", "more", generation=generations["s4"])
+    for stream_id in heard.keys() - {"s4"}:
+        await emit_stored(owner.transport, stream_id, "more")
+        assert heard[stream_id].count == 0
+
+
+@pytest.mark.parametrize("there", [0, 2, None])
+async def test_a_log_that_a_replica_does_not_have_is_not_gone_for_that(many: Timelines, there: int | None) -> None:
+    """It may lag, or say nothing: the leader is asked, and says that all of them are there."""
+    owner, calls = await many.add(), Calls()
+    for stream_id in ("s0", "s1", "s2"):
+        await owner.store.create_job(stream_id, "u")
+        await owner.transport.on_end(stream_id, calls)
+    asked = Calls()
+
+    async def lagging(subjects: list[str]) -> int | None:
+        asked(subjects)
+        return None if there is None else min(there, len(subjects) - 1)
+
+    owner.link.events.held = lagging  # type: ignore[attr-defined]
+    async with spying(await many.admin(), f"$JS.API.STREAM.MSG.GET.{many.subjects.events_stream}") as reads:
+        await asked.until(3)
+        before = len(reads)
+        await eventually(lambda: len(reads) > before)
+    assert calls.count == 0
+    for stream_id in ("s0", "s1", "s2"):
+        await emit_stored(owner.transport, stream_id, "more")
 
 
 async def test_a_run_that_stores_something_is_not_asked_for(many: Timelines) -> None:

@@ -77,13 +77,14 @@ class Reach:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A line of the table. ``group``: what stands above it and its like."""
 
     name: str
     what: str
     ours: Source
     other: Source | None
     reach: Reach | None = None
+    group: str = ""
 
 
 WORKS = {
@@ -92,23 +93,24 @@ WORKS = {
         Work("burst-1", live.burst(1, 20_000), 3, 4),
         Work("burst-50", live.burst(50, 1_000), 3, 6),
         Work("burst-1000", live.burst(1_000, 50), 3, 9),
-        Work("paced-50", live.paced(50, 50, 5, stored=True), 3, 9),
+        Work("paced-50", live.paced(50, 50, 5, stored=True), 3, 7),
         Work("paced-500", live.paced(500, 5, 5), 2, 7),
         Work("paced-500-full", live.paced(500, 50, 1), 2, 7),
         Work("pacing", live.pacing, 2, 6),
         Work("pause", live.paced(20, 2, 5), 2, 6),
         Work("transcripts", live.recorded_streams(0, 10), 3, 6, transcripts=True),
         Work("transcripts-paced", live.recorded_streams(50, 5), 2, 10, transcripts=True),
-        Work("first", live.first_event, 5, 3),
+        Work("first", live.first_event, 5, 1),
         Work("first-waiting", live.first_event_awaited, 3, 5),
         Work("hot-1000", live.hot, 2, 6),
-        Work("replay-2000", logs.replay_short, 1, 26),
+        Work("replay-2000", logs.replay_short(watched=False), 1, 30),
+        Work("replay-2000-watched", logs.replay_short(watched=True), 1, 50),
         Work("long-log", logs.long_log, 1, 80),
         Work("join-500", logs.joining(1, 500, 50, 500), 2, 8),
         Work("join-500-logs", logs.joining(500, 50, 5, 500), 2, 10),
         Work("idle", standing.idle, 3, 4),
         Work("active-few", standing.active(10), 1, 4),
-        Work("active", standing.active(10_000), 1, 150),
+        Work("active", standing.active(10_000), 1, 110),
         Work("crowd-10", live.crowd(10, 10), 2, 13),
         Work("crowd-1000", live.crowd(1_000, 10), 2, 16),
         Work("crowd-10000", live.crowd(10_000, 10), 1, 40),

@@ -15,16 +15,18 @@ import typer
 
 from natsjobs.cli.bench import picture, report, servers
 from natsjobs.cli.bench.catalog import WORKS, Row, Work
-from natsjobs.cli.bench.report import Measured, Result
+from natsjobs.cli.bench.report import Failed, Measured, Result
 from natsjobs.cli.bench.rows import ROWS
 from natsjobs.cli.bench.servers import BenchError
 from natsjobs.cli.bench.stage import Contender, Figures, Stage
-from natsjobs.cli.options import guard, run_async
+from natsjobs.cli.options import FAILED, guard, run_async
 from natsjobs.cli.output import emit_json, print_table
 
 
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[ROW]...", help="Which; default all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[ROW]...", help="Which, by the names below; default all.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds of everything; default 1 to 5.")] = None,
     scale: Annotated[float, typer.Option("--scale", min=0.001, max=1, help="A part of the work, to try it.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -43,19 +45,24 @@ def bench(
     plan = Plan(scale, rounds, _recorded(transcripts))
     plan.choose(names or list(ROWS), explicit=bool(names))
 
-    async def work() -> int:
-        await plan.carry_out()
-        results = [Result(row, plan.measured) for row in plan.rows]
+    def show() -> None:
+        results = [one for row in plan.rows if (one := Result(row, plan.measured, plan.failed)).is_there]
         if plot is not None:
             plot.write_text(picture.picture(results), encoding="utf-8")
         if as_json:
-            emit_json(report.as_json(results, plan.measured))
+            emit_json(report.as_json(results, plan.measured, plan.failed))
         elif as_markdown:
             print(report.markdown(results), end="")
         else:
             print_table(report.HEADS, report.lines(results), shrink=(1,))
             print(report.where())
-        return 0
+
+    async def work() -> int:
+        try:
+            await plan.carry_out()
+        finally:  # also when it is stopped: what was measured so far took its time
+            show()
+        return FAILED if plan.failed else 0
 
     raise typer.Exit(guard(lambda: run_async(work())))
 
@@ -85,9 +92,12 @@ class Plan:
     rows: list[Row] = field(default_factory=list[Row])
     works: dict[str, list[Contender]] = field(default_factory=dict[str, list[Contender]])
     measured: Measured = field(default_factory=dict[tuple[str, Contender], list[Figures]])
+    failed: Failed = field(default_factory=dict[tuple[str, Contender], str])
 
     def choose(self, names: Sequence[str], *, explicit: bool) -> None:
-        """Take rows by name; those that cannot be measured here are left out, and named when they were asked for.
+        """Take rows by name, in the order of the table.
+
+        Those that cannot be measured here are left out, and named when they were asked for.
 
         Raises:
             typer.BadParameter: There is no such row.
@@ -95,7 +105,7 @@ class Plan:
         if unknown := [name for name in names if name not in ROWS]:
             raise typer.BadParameter(f"no row {unknown[0]!r}; there are: {', '.join(ROWS)}")
         missing = _missing()
-        for row in (ROWS[name] for name in dict.fromkeys(names)):
+        for row in (row for name, row in ROWS.items() if name in names):
             if WORKS[row.ours.work].transcripts and not self.transcripts:
                 if explicit:
                     raise typer.BadParameter(f"{row.name} needs --transcripts DIR, a folder of recorded streams")
@@ -132,8 +142,8 @@ class Plan:
     async def carry_out(self) -> None:
         """Measure everything; the order of the contenders turns round with every round.
 
-        Raises:
-            BenchError: A side lost something, or broke; it names the work and the side.
+        Whoever loses something in a work, or breaks, has no figure of it and is not asked again: ``failed`` says how.
+        The others go on.
         """
         busy = os.getloadavg()[0]
         if busy > 0.5:
@@ -144,23 +154,31 @@ class Plan:
             work = WORKS[name]
             for number in range(self.rounds_of(work)):
                 for contender in contenders if number % 2 == 0 else reversed(contenders):
-                    begin = time.monotonic()
-                    figures = await self._once(work, contender)
-                    self.measured.setdefault((name, contender), []).append(figures)
                     left -= 2 + work.seconds * self.scale
-                    said = ", ".join(f"{column} {report.shown(value)}" for column, value in figures.items())
-                    say(
-                        f"{name} {number + 1}/{self.rounds_of(work)} {contender.name}: {said} "
-                        f"({time.monotonic() - begin:.0f} s, {max(0.0, left) / 60:.0f} min left)"
-                    )
+                    if (name, contender) in self.failed:
+                        continue
+                    begin = time.monotonic()
+                    said = await self._tried(work, contender)
+                    took = f"({time.monotonic() - begin:.0f} s, {max(0.0, left) / 60:.0f} min left)"
+                    say(f"{name} {number + 1}/{self.rounds_of(work)} {contender.name}: {said} {took}")
+
+    async def _tried(self, work: Work, contender: Contender) -> str:
+        """One round of one contender; what came of it, in words."""
+        try:
+            figures = await self._once(work, contender)
+        except Exception as error:  # noqa: BLE001 - whatever broke, what the others have is kept
+            said = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+            self.failed[work.name, contender] = said
+            self.measured.pop((work.name, contender), None)
+            return f"FAILED: {said}"
+        self.measured.setdefault((work.name, contender), []).append(figures)
+        return ", ".join(f"{column} {report.shown(value)}" for column, value in figures.items())
 
     async def _once(self, work: Work, contender: Contender) -> Figures:
         with servers.started(contender.server) as server:
             stage = Stage(contender, server, self.scale, self.transcripts)
             try:
                 return await work.measure(stage)
-            except BenchError as error:
-                raise BenchError(f"{work.name}, {contender.name}: {error}") from error
             finally:
                 await stage.close()
 

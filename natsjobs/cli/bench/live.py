@@ -8,7 +8,7 @@ from typing import Any
 
 from natsjobs.cli.bench.producing import filling
 from natsjobs.cli.bench.servers import Process
-from natsjobs.cli.bench.stage import Figures, Measure, Stage
+from natsjobs.cli.bench.stage import OURS, PEER, Figures, Measure, Stage
 
 _CROWD = 500
 SIZE = 150
@@ -19,12 +19,12 @@ async def live(
     stage: Stage, jobs: int, events: Sequence[Sequence[Any]], repeat: int, rate: float, *, stored: bool = False
 ) -> Figures:
     """Events into jobs at a pace, or as fast as they are taken; every job has one reader."""
-    stored = stored and not stage.contender.settings  # it waits, and no row asks the others
+    stored = stored and stage.contender in {OURS, PEER}  # it waits, and no row asks the others
     producer, reader = await stage.processes(2)
     jobs = stage.scaled(jobs, min(jobs, 50))
     ids, counts = stage.ids(jobs), [len(one) * repeat for one in events]
     total = sum(counts[k % len(counts)] for k in range(jobs))
-    empty = await _stored(stage, producer) if stored else 0
+    empty = await stored_bytes(stage, producer) if stored else 0
     await producer.ask("start", ids=ids)
     await reader.ask("attach", ids=ids)
     await reader.ask("expect", events=total)
@@ -38,10 +38,10 @@ async def live(
         figures["pace"] = max(counts) / rate / (read["last"] - made["begin"]) * 1e9
     figures |= await _resident(producer, reader)
     if stored:
-        figures["stored"] = (await _stored(stage, producer) - empty) / total * 1000
+        figures["stored"] = (await stored_bytes(stage, producer) - empty) / total * 1000
     await asyncio.gather(producer.ask("finish", ids=ids), reader.ask("end", counts=counts))
     if stored:
-        figures["stored after"] = (await _stored(stage, producer) - empty) / total * 1000
+        figures["stored after"] = (await stored_bytes(stage, producer) - empty) / total * 1000
     return figures
 
 
@@ -59,7 +59,8 @@ def per_event(made: dict[str, Any], read: dict[str, Any], server: float, total: 
     }
 
 
-async def _stored(stage: Stage, process: Process) -> int:
+async def stored_bytes(stage: Stage, process: Process) -> int:
+    """Bytes of all logs, when nothing changes any more."""
     return int((await process.ask("stored", still=stage.still))["bytes"])
 
 

@@ -50,8 +50,8 @@ class Ours:
 
     @classmethod
     async def open(cls, url: str, settings: dict[str, Any]) -> Ours:
-        """Connect. ``settings``: ``linger``, ``replicas``; what is missing has its default."""
-        timing = Timing() if "linger" not in settings else Timing(linger=settings["linger"])
+        """Connect. ``settings``: ``replicas`` and fields of ``Timing``; what is missing has its default."""
+        timing = Timing(**{name: settings[name] for name in Timing.__struct_fields__ if name in settings})
         manager = natsjobs.connect(url.split(","), config=Config(timing=timing, replicas=settings.get("replicas", 1)))
         return cls(url, manager, await manager.__aenter__())
 

@@ -100,8 +100,13 @@ class Reader:
             wanted = counts[number % len(counts)]
             if got[0] != wanted:
                 raise AssertionError(f"job {stream_id}: {got[0]} of {wanted} events came")
+        return await self.leave()
+
+    async def leave(self) -> dict[str, Any]:
+        """Nobody reads any more, wherever he is."""
+        await self._tasks.close()
         await self._open.aclose()
-        self._open, self._reading, self._got = AsyncExitStack(), [], []
+        self._open, self._tasks, self._reading, self._got = AsyncExitStack(), Tasks(), [], []
         return {}
 
     async def _wait_and_read(self, stream_id: str, entered: asyncio.Future[None], got: list[int]) -> None:
@@ -192,8 +197,3 @@ class Reader:
                 raise AssertionError(f"{len(found)} of {expected} running jobs of user {user} were found")
         times.sort()
         return {"p50": quantile(times, 0.5), "p99": quantile(times, 0.99)}
-
-    async def close(self) -> None:
-        """Stop reading."""
-        await self._tasks.close()
-        await self._open.aclose()

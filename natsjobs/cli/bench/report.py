@@ -18,6 +18,8 @@ from natsjobs.cli.bench.stage import Contender, Figures
 
 Measured: TypeAlias = dict[tuple[str, Contender], list[Figures]]
 """Figures of every round, by work and contender."""
+Failed: TypeAlias = dict[tuple[str, Contender], str]
+"""Who lost something or broke, in which work, and how; there are no figures of it then."""
 
 _KEPT = 0.97
 """A side that reaches less of its pace than this has fallen behind."""
@@ -26,10 +28,21 @@ _KEPT = 0.97
 class Result:
     """One row with what was measured for it."""
 
-    def __init__(self, row: Row, measured: Measured) -> None:
-        """``measured`` may lack the other side."""
+    def __init__(self, row: Row, measured: Measured, failed: Failed | None = None) -> None:
+        """``measured`` may lack the other side, or both when it was interrupted."""
         self.row = row
         self._measured = measured
+        self._failed = failed or {}
+
+    @property
+    def sources(self) -> list[Source]:
+        """Ours, and what it is compared with."""
+        return [source for source in (self.row.ours, self.row.other) if source is not None]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything to show: a figure, or that somebody failed."""
+        return any((s.work, s.contender) in self._failed or self.rounds(s) for s in self.sources)
 
     def rounds(self, source: Source | None, column: str | None = None) -> list[float]:
         """A figure of every round; empty when it was not measured."""
@@ -44,9 +57,11 @@ class Result:
         return statistics.median(found) if found else None
 
     def spread(self, source: Source | None) -> float | None:
-        """How far the rounds lie apart: half of (largest - smallest), by the median."""
+        """How far the rounds lie apart: half of (largest - smallest), by the median; ``None``: there is only one."""
         found = self.rounds(source)
-        return (max(found) - min(found)) / 2 / statistics.median(found) if found and statistics.median(found) else None
+        if len(found) < 2 or not statistics.median(found):
+            return None
+        return (max(found) - min(found)) / 2 / statistics.median(found)
 
     @property
     def ratio(self) -> float | None:
@@ -66,12 +81,13 @@ class Result:
         return value >= wanted.value if wanted.sign == "≥" else value <= wanted.value
 
     @property
-    def behind(self) -> str:
-        """Who did not keep the pace, and how much of it was reached."""
-        found = [
+    def remarks(self) -> str:
+        """Who failed, and who did not keep the pace and how much of it was reached."""
+        found = [f"{s.contender.name} failed" for s in self.sources if (s.work, s.contender) in self._failed]
+        found += [
             f"{source.contender.name} reached {pace:.0%} of the pace"
-            for source in (self.row.ours, self.row.other)
-            if source is not None and (pace := self.median(source, "pace")) is not None and pace < _KEPT
+            for source in self.sources
+            if (pace := self.median(source, "pace")) is not None and pace < _KEPT
         ]
         return "; ".join(found)
 
@@ -94,6 +110,12 @@ HEADS = (
     "",
 )
 
+_LEGEND = """
+Medians of the rounds, ± half of what lies between the smallest and the largest. The ratio is natsjobs to what it is
+compared with: the peer is the same design on Redis. CPU is that of the producer and the reader together, for each
+event. Events have 150 bytes. `natsjobs bench --help` explains every row.
+""".strip()
+
 
 def lines(results: Iterable[Result]) -> list[list[str]]:
     """The table for a terminal: one list of cells for each row."""
@@ -107,43 +129,60 @@ def lines(results: Iterable[Result]) -> list[list[str]]:
             _spread(one.spread(one.row.other)),
             COLUMNS[one.row.ours.column].unit,
             ratio_of(one),
-            reach_of(one),
+            reach_of(one.row),
             {True: "yes", False: "NO", None: "-"}[one.reached],
             _several(one, one.row.ours, ("producer", "reader", "server")),
             _several(one, one.row.other, ("producer", "reader", "server")),
             _several(one, one.row.ours, ("producer MB", "reader MB")),
             _several(one, one.row.other, ("producer MB", "reader MB")),
-            one.behind,
+            one.remarks,
         ]
         for one in results
     ]
 
 
 def markdown(results: Iterable[Result]) -> str:
-    """The table for a README, and where it was measured."""
-    heads = ("work", "natsjobs", "compared with", "ratio", "reach", "reached")
-    rows = [
-        (
-            one.row.what + (f" ({one.behind})" if one.behind else ""),
-            f"{shown(one.median(one.row.ours))} {COLUMNS[one.row.ours.column].unit}",
-            f"{shown(one.median(one.row.other))} ({other_name(one.row)})" if one.row.other else "-",
-            ratio_of(one),
-            reach_of(one),
-            {True: "yes", False: "no", None: "-"}[one.reached],
+    """The table for a README, in groups, and below it how and where it was measured."""
+    heads = ("work", "natsjobs", "compared with", "ratio", "to reach", "reached", "rounds")
+    table = [_cells(heads), _cells(("---",) * len(heads))]
+    group = ""
+    for one in results:
+        if one.row.group != group:
+            group = one.row.group
+            table.append(_cells((f"**{group}**", *[""] * (len(heads) - 1))))
+        unit = COLUMNS[one.row.ours.column].unit
+        table.append(
+            _cells(
+                (
+                    one.row.what + (f" ({one.remarks})" if one.remarks else ""),
+                    _worded(one, one.row.ours, unit),
+                    _worded(one, one.row.other, f"({other_name(one.row)})") if one.row.other else "-",
+                    ratio_of(one),
+                    reach_of(one.row),
+                    {True: "yes", False: "**no**", None: "-"}[one.reached],
+                    str(len(one.rounds(one.row.ours))),
+                )
+            )
         )
-        for one in results
-    ]
-    table = [heads, ("---",) * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table) + "\n\n" + where() + "\n"
+    return "\n".join([*table, "", _LEGEND, "", f"Measured on: {where()}."]) + "\n"
+
+
+def _worded(one: Result, source: Source, behind: str) -> str:
+    """A figure, its spread, and what stands behind it."""
+    return " ".join(filter(None, (shown(one.median(source)), _spread(one.spread(source)), behind)))
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def other_name(row: Row) -> str:
     """What a row is compared with, in words."""
     if row.other is None:
         return ""
-    if row.other.work != row.ours.work:
-        return row.other.work
-    return row.other.contender.name if row.other.contender != row.ours.contender else row.other.column
+    if row.other.contender != row.ours.contender:
+        return row.other.contender.name
+    return row.other.work if row.other.work != row.ours.work else row.other.column
 
 
 def ratio_of(one: Result) -> str:
@@ -151,9 +190,9 @@ def ratio_of(one: Result) -> str:
     return "-" if one.ratio is None else f"{shown(one.ratio)}×"
 
 
-def reach_of(one: Result) -> str:
+def reach_of(row: Row) -> str:
     """What is to be reached, for people."""
-    wanted = one.row.reach
+    wanted = row.reach
     return "-" if wanted is None else f"{wanted.sign} {wanted.value:g}{' ' + wanted.unit if wanted.unit else '×'}"
 
 
@@ -173,13 +212,14 @@ def _several(one: Result, source: Source | None, columns: Sequence[str]) -> str:
     return "/".join(shown(value) for value in found) if any(value is not None for value in found) else ""
 
 
-def as_json(results: Sequence[Result], measured: Measured) -> dict[str, Any]:
+def as_json(results: Sequence[Result], measured: Measured, failed: Failed) -> dict[str, Any]:
     """Everything, for programs; these keys stay.
 
     ``machine``: names and versions. ``columns``: for every figure ``unit``, ``better`` (``more`` or ``less``) and
     ``meaning``. ``rows``: ``name``, ``what``, ``ours`` and ``other`` (``null``, or ``work``, ``contender``, ``column``,
     ``median``, ``spread``, ``rounds``), ``ratio``, ``reach`` (``null``, or ``sign``, ``value``, ``unit``: ``""`` for
     the ratio), ``reached``. ``measured``: ``work``, ``contender``, and ``rounds``: every figure of every round.
+    ``failed``: ``work``, ``contender``, and ``error``: who lost something or broke, of which there are no figures.
     What was not measured is ``null``, or an empty list of rounds.
     """
     return {
@@ -203,6 +243,9 @@ def as_json(results: Sequence[Result], measured: Measured) -> dict[str, Any]:
         "measured": [
             {"work": work, "contender": contender.name, "rounds": rounds}
             for (work, contender), rounds in measured.items()
+        ],
+        "failed": [
+            {"work": work, "contender": contender.name, "error": error} for (work, contender), error in failed.items()
         ],
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from natsjobs.cli.bench.catalog import Reach, Row, Source
 from natsjobs.cli.bench.stage import (
     BARE,
@@ -76,7 +78,15 @@ _JOBS = (
     _row("hot-1000", "one job, 1,000 readers in a process: CPU", "hot-1000", "reader", "≤ 0.5"),
 )
 _LOGS = (
-    _row("replay-2000", "replay of 2,000 events (written at 50/s)", "replay-2000", "events/s", "≥ 2"),
+    _row("replay-2000", "replay of 2,000 events, written at 50/s while nobody read", "replay-2000", "events/s", "≥ 2"),
+    _row(
+        "replay-2000-watched",
+        "replay of 2,000 events, written at 50/s while a reader followed",
+        "replay-2000-watched",
+        "events/s",
+        "≥ 2",
+        other=Source("replay-2000", PEER, "events/s"),
+    ),
     _row(
         "replay-100000", "replay of 100,000 events (written at 1,000/s, linger 2.5 ms)", "long-log", "events/s", "≥ 2"
     ),
@@ -91,8 +101,16 @@ _LOGS = (
     ),
     _row("join-500", "500 readers join one log at once: p99", "join-500", "p99", "≤ 1"),
     _row("join-500-logs", "500 readers join 500 logs at once: p99", "join-500-logs", "p99", "≤ 1"),
-    _row("stored", "bytes of 1,000 events of 150 bytes, running", "paced-50", "stored", "≤ 1"),
-    _row("stored-after", "bytes of 1,000 events of 150 bytes, completed", "paced-50", "stored after", "≤ 0.6"),
+    _row("stored", "bytes of 1,000 events, followed by a reader: running", "paced-50", "stored", "≤ 1"),
+    _row("stored-after", "bytes of 1,000 events, followed by a reader: completed", "paced-50", "stored after", "≤ 0.6"),
+    _row("stored-unwatched", "bytes of 1,000 events, read by nobody: running", "replay-2000", "stored", "≤ 1"),
+    _row(
+        "stored-unwatched-after",
+        "bytes of 1,000 events, read by nobody: completed",
+        "replay-2000",
+        "stored after",
+        "≤ 0.6",
+    ),
 )
 _STANDING = (
     _row("idle", "memory of an owner per idle job", "idle", "kB", "≤ 20 kB", other=None),
@@ -199,4 +217,15 @@ _LIMITS = (
         other=BARE,
     ),
 )
-ROWS = {row.name: row for row in _BURSTS + _PACED + _JOBS + _LOGS + _STANDING + _CLUSTER + _TRANSCRIPTS + _LIMITS}
+GROUPS = {
+    "Bursts: events as fast as they are taken, each in the hand of a reader in another process": _BURSTS,
+    "Events at the pace of models, each job with a reader in another process": _PACED,
+    "First events, and many readers of one job": _JOBS,
+    "Logs that are there: replays, resumes, many readers at once, size": _LOGS,
+    "Jobs that are merely there": _STANDING,
+    "A cluster of three, against one node": _CLUSTER,
+    "Recorded streams of models (with --transcripts)": _TRANSCRIPTS,
+    "How far from nats-py by itself, which stores no job and replays nothing": _LIMITS,
+}
+"""The rows below what stands above them."""
+ROWS = {row.name: replace(row, group=group) for group, rows in GROUPS.items() for row in rows}
