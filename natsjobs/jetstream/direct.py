@@ -13,6 +13,7 @@ order: the server is busy then. What pages mean, and what errors do, is the stre
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -25,6 +26,8 @@ from natsjobs.engine.ports import Message
 from natsjobs.jetstream.faults import RequestFailedError
 from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.wire import AWAY_WAIT, Wire
+
+_log = logging.getLogger(__name__)
 
 
 class Answer(msgspec.Struct):
@@ -57,6 +60,7 @@ class Replicas:
 
     def __init__(self, wire: Wire, name: str, *, prefix: str, request: float) -> None:
         """``prefix``: of the JetStream API. ``request``: how long a page may take that keeps arriving."""
+        self._name = name
         self.subject = f"{prefix}.DIRECT.GET.{name}"
         self._wire = wire
         self._places = asyncio.Semaphore(_PLACES)
@@ -133,6 +137,7 @@ class Replicas:
             self._missed.append(now)
         often = len(self._missed) == _OVERTAKEN and now - self._missed[0] < _LEADER_ONLY
         if often or self._heard < started:
+            _log.info("no replica of %s sends pages; reading at the leader", self._name)
             self._silent = now
             self._missed.clear()
 
