@@ -1,7 +1,8 @@
 """What can be learned of the viewers on all replicas: news of who comes and goes, and how many there are.
 
 Owns how ``{ns}.joined.{stream_id}`` is read and how ``{ns}.presence.{stream_id}`` is asked. It answers nothing and
-counts nobody here (``presence`` does), and draws no conclusions: whether all have left decides ``presence``. Guarantees that a refused question is never taken for "nobody is there".
+counts nobody here (``presence`` does), and draws no conclusions: whether all have left decides ``presence``, whether a
+run is watched ``audience``. Guarantees that a refused question is never taken for "nobody is there".
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ async def follow(context: Context, stream_id: str, joined: Callable[[], None], l
         (joined if event == "join" else left)()
 
     return await context.link.bus.subscribe(context.subjects.joined(stream_id), on_change)
+
+
+async def is_deserted(context: Context, stream_id: str) -> bool:
+    """Whether no replica has interest in questions about its viewers. Any answer is a no, and so is silence.
+
+    Raises:
+        PermissionDeniedError: Nobody was asked.
+    """
+    try:
+        await context.link.bus.request(context.subjects.presence(stream_id), b"{}", timeout=_COLLECT)
+    except NoRespondersError:
+        return True
+    except NoReplyError:
+        pass
+    return False
 
 
 class Census:

@@ -16,6 +16,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from natsjobs.engine import wire
+from natsjobs.engine.audience import Audience
 from natsjobs.engine.callbacks import call_and_wait
 from natsjobs.engine.census import Census, follow
 from natsjobs.engine.context import Context
@@ -32,9 +33,9 @@ _CONFIRM = 0.5
 class Presence:
     """Local subscribers of one transport, counted; and the questions to the others."""
 
-    def __init__(self, context: Context) -> None:
-        """Empty."""
-        self._context = context
+    def __init__(self, context: Context, audience: Audience) -> None:
+        """Empty. ``audience`` is told who joins and leaves here."""
+        self._context, self._audience = context, audience
         self._census = Census(context)
         # Not the replica id: two transports on one store are two replicas of viewers, and each counts its own.
         self._name = wire.random_token(12)
@@ -84,6 +85,7 @@ class Presence:
         When it fails he has turned back.
         """
         self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
+        self._audience.come(stream_id)
         try:
             await self.listen(stream_id)
             if (interest := self._interests.get(stream_id)) is not None:
@@ -99,9 +101,11 @@ class Presence:
         await self._announce(stream_id, "leave")
 
     async def _uncount(self, stream_id: str) -> None:
-        left = self._counts.pop(stream_id, 0) - 1
-        if left > 0:
-            self._counts[stream_id] = left
+        had = self._counts.pop(stream_id, 0)
+        if had > 1:
+            self._counts[stream_id] = had - 1
+        if had:  # else `close` was quicker
+            self._audience.go(stream_id)
         await self.turn_back(stream_id)
 
     def _lock(self, stream_id: str) -> asyncio.Lock:
@@ -168,7 +172,8 @@ class Presence:
             interest = self._interests.pop(name, None)
             if interest is not None:
                 await interest.unsubscribe()
-            if self._counts.pop(name, None):
+            if count := self._counts.pop(name, 0):
+                self._audience.go(name, count)
                 await self._announce(name, "leave")
             self._census.forget(name)
             self._near.pop(name, None)
