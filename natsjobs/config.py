@@ -78,6 +78,13 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     Longer: fuller messages, which cost less, replay faster and take less room; viewers see events that much later. The
     default was measured (``natsjobs bench paced-50``): at 50 events a second and job it takes 0.4 of the CPU that 0
     takes."""
+    linger_unwatched: float = 0.5
+    """The same for a run that nobody watches: viewers see nothing of it, for whoever subscribes gets at once what was
+    held back, and the log has fewer, fuller messages. 0: always ``linger``; no effect while that is 0.
+
+    A run counts as watched for its first two seconds, and whenever it is not certain that nobody watches. What reads
+    the log without subscribing (resume states, content, counts of events) may be this much behind what was emitted,
+    and so much more is lost with an owner that dies; ``flush`` stores everything."""
     request: float = 5.0
     """One request to NATS."""
     abort: float = 2.0
@@ -192,7 +199,7 @@ def _parse(text: str, kind: type, *, target: str, name: str) -> Any:
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_ZERO_MEANS_NEVER = {("retention", "running"), ("timing", "linger")}
+_ZERO_MEANS_NEVER = {("retention", "running"), ("timing", "linger"), ("timing", "linger_unwatched")}
 
 
 def _check(config: Config) -> None:
@@ -251,5 +258,10 @@ def _check_together(config: Config) -> None:
         )
     if timing.lease < 1.5:
         raise ConfigError("timing.lease", "at least 1.5: NATS counts TTLs in whole seconds")
+    if 0 < timing.linger_unwatched < timing.linger:
+        raise ConfigError(
+            "timing.linger_unwatched",
+            f"{timing.linger_unwatched} is shorter than timing.linger ({timing.linger}); 0: no difference is made",
+        )
     if retention.log < retention.running + retention.finished:
         raise ConfigError("retention.log", "must cover at least retention.running + retention.finished")

@@ -221,7 +221,11 @@ class JobStore(Protocol):
         ...
 
     async def get_resume_state(self, stream_id: str) -> ResumeState | None:
-        """Folded from the log up to its ``cursor``; ``None``: no such job."""
+        """Folded from the log up to its ``cursor``; ``None``: no such job.
+
+        Like all that reads the log without subscribing it may be ``timing.linger`` behind what was emitted, without
+        any subscriber ``timing.linger_unwatched``; whoever subscribes after ``cursor`` has the rest at once.
+        """
         ...
 
     async def append_chunk(self, stream_id: str, event: Any, *, generation: str | None = None) -> int:
@@ -321,7 +325,7 @@ class EventTransport(Protocol):
         ...
 
     async def emit_chunk(self, stream_id: str, event: Any, *, generation: str | None = None) -> None:
-        """Queue one event and return; waits only for room in the queue.
+        """Queue one event, stored within ``timing.linger`` (``linger_unwatched``); waits only for room in the queue.
 
         Raises:
             JobNotFoundError: No such job.

@@ -5,32 +5,29 @@ is in flight, so the chain has no holes; an event leaves the queue only when it 
 never regrouped before it is decided; a writer that lost the generation is told so, at once if somebody waits, else by
 its next call.
 
-The linger: an event after a pause (nothing was sent for ``timing.linger``) goes at once, that is at the end of this
-turn of the loop, with what else is emitted in it (``departures``). While more keep coming they are collected, the first
-of them for ``timing.linger`` at most, and leave together, with those of other writers (``linger``). An append needs a
-task only while something is unusual: it is sent in one step, its acknowledgement goes on with the next.
+The linger: an event after a pause (nothing was sent for as long as the linger is) goes at once, that is at the end of
+this turn of the loop, with what else is emitted in it (``departures``). While more keep coming they are collected, the
+first of them for the linger at most, and leave together, with those of other writers (``linger``); nothing is held that
+fills a message or half of the queue. How long the linger is depends on whether anybody watches (``audience``). An
+append needs a task only while something is unusual: it is sent in one step, its acknowledgement goes on with the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from copy import copy
 
 from natsjobs.engine import wire
-from natsjobs.engine.backlog import Backlog
+from natsjobs.engine.backlog import GROUP_BYTES, Backlog
 from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
 from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
-from natsjobs.engine.linger import Moment
+from natsjobs.engine.linger import Linger, Pace
 from natsjobs.engine.ports import Sent
 from natsjobs.engine.terminals import End, Position
 from natsjobs.errors import EventTooLargeError, JobClosedError, PermissionDeniedError, StreamFullError, UnavailableError
-
-GROUP_BYTES = 262_144
-"""Largest group, so that a page of replay stays small and an owner's memory too."""
 
 INLINE_BYTES = 65_536
 """A larger final event is stored in pieces before its terminal record (B7)."""
@@ -42,9 +39,19 @@ class Appender:
     """Writes events, and at most one terminal record, of one generation."""
 
     def __init__(
-        self, context: Context, *, stream_id: str, generation: str, position: Position, on_closed: OnClosed
+        self,
+        context: Context,
+        *,
+        stream_id: str,
+        generation: str,
+        position: Position,
+        on_closed: OnClosed,
+        on_held: Callable[[Appender], None],
     ) -> None:
-        """``on_closed`` hears once of the terminal record (``None``: the log is gone) that closed this appender."""
+        """``on_closed`` hears once of the terminal record (``None``: the log is gone) that closed this appender.
+
+        ``on_held`` hears of every message that was held back for the linger, as it leaves.
+        """
         self.stream_id, self.generation = stream_id, generation
         self.terminal: wire.Terminal | None = None
         self.closed: JobClosedError | None = None
@@ -52,7 +59,8 @@ class Appender:
         self.refused: StreamFullError | PermissionDeniedError | None = None
         """Why the last events of this generation are missing, if they are."""
         self._link, self._config, self._on_closed = context.link, context.config, on_closed
-        self._spawn, self._headroom, self._linger = context.spawn, context.headroom, context.linger
+        self._on_held = on_held
+        self._spawn, self._headroom, self._pace = context.spawn, context.headroom, Pace(context.linger)
         self._departures = context.departures
         self._chain = Chain(context, stream_id, generation, position)
         self._backlog = Backlog(context.config.limits)
@@ -63,9 +71,6 @@ class Appender:
         self._alone = asyncio.Lock()  # two ends at once would move each other's numbers, and both be stored
         self._busy = self._held = self._released = False
         self._urgent = False
-        self._sent_at = -math.inf
-        self._oldest = 0.0  # when the first event came that is not in the group in flight
-        self._moment: Moment | None = None
 
     # -- the producer's side ------------------------------------------------------------------------------------
 
@@ -132,9 +137,9 @@ class Appender:
     def _take(self, raw: bytes) -> int:
         backlog = self._backlog
         if len(backlog.events) == (self._pending[1] if self._pending is not None else 0):
-            self._oldest = time.monotonic()
+            self._pace.begin()
         number = backlog.add(raw)
-        if not self._busy and (self._moment is None or backlog.size >= GROUP_BYTES):
+        if not self._busy and (self._pace.moment is None or backlog.is_half_full):
             self._kick()
         return number
 
@@ -144,15 +149,11 @@ class Appender:
         """Send now, or when the linger is over. The first event of a pause is never held back."""
         if self._busy or self._held or self._released or not self._backlog.events or self.closed is not None:
             return
-        now, linger = time.monotonic(), self._config.timing.linger
-        hurry = self._urgent or self._backlog.is_short or self._backlog.size >= GROUP_BYTES
-        if now - self._sent_at < linger and not hurry:
-            self._moment = self._moment or self._linger.join(self, self._oldest + linger)
-            if self._moment is not None:
-                return
-        self._leave_moment()
+        hurry = self._urgent or self._backlog.is_short or self._backlog.is_half_full
+        if not hurry and self._pace.holds(self):
+            return
+        self._pace.sent(self)
         self._busy = True
-        self._sent_at = now
         self._departures.join(self)
 
     def depart(self) -> None:
@@ -162,19 +163,19 @@ class Appender:
 
     def leave(self) -> None:
         """The linger is over: the moment that was joined has come."""
-        self._moment = None
-        self._sent_at = -math.inf
+        self._pace.over()
         self._kick()
+        self._on_held(self)
 
-    def _leave_moment(self) -> None:
-        if self._moment is not None:
-            self._moment.discard(self)
-            self._moment = None
+    def collect(self, linger: Linger) -> None:
+        """Collect this long from now on; with a shorter linger what is held back leaves at once."""
+        if self._pace.change(linger, self):
+            self._kick()
 
     def release(self, why: Exception) -> None:
         """This replica closes: nothing is sent any more, and no timer is left; whoever waits here is told ``why``."""
         self._released = True
-        self._leave_moment()
+        self._pace.let_go(self)
         self._fail(why)
 
     def _send_at_once(self) -> bool:
@@ -359,7 +360,7 @@ class Appender:
             self.terminal = terminal
             status, reason = (terminal.status, terminal.reason) if terminal else (None, None)
             self.closed = JobClosedError(self.stream_id, self.generation, status, reason)
-            self._leave_moment()
+            self._pace.let_go(self)
             self._backlog.clear()
             self._fail(self.closed)
             self._on_closed(terminal)

@@ -15,6 +15,9 @@ from natsjobs.config import Limits
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
+GROUP_BYTES = 262_144
+"""Largest group, so that a page of replay stays small and an owner's memory too."""
+
 _BURST = 256
 """So many events in a row, then the loop has its turn: what was queued goes out while more is encoded."""
 
@@ -36,6 +39,7 @@ class Backlog:
     def __init__(self, limits: Limits) -> None:
         """Empty."""
         self._limits = limits
+        self._many, self._much = max(1, limits.queue_events // 2), min(GROUP_BYTES, limits.queue_bytes // 2)
         self.events: deque[bytes] = deque()
         self.size = 0
         """Bytes of the events."""
@@ -56,6 +60,11 @@ class Backlog:
         limits, events = self._limits, len(self.events)
         fits = not events or (events < limits.queue_events and self.size + size <= limits.queue_bytes)
         return fits and not self._line and self._burst < _BURST
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether a message is full, or half of the room is taken: waiting for more would make producers wait."""
+        return self.size >= self._much or len(self.events) >= self._many
 
     @property
     def is_short(self) -> bool:
@@ -138,6 +147,7 @@ class Backlog:
         else:
             size = sum(len(self.events.popleft()) for _ in range(count))
             self.size -= size
+        self._burst = 0  # whoever says so was called by the loop, which has its turn
         hub.add(measures.EVENTS, count)
         hub.add(measures.EVENT_BYTES, size)
         before, self.stored = self.stored, self.stored + count

@@ -43,7 +43,9 @@ class Context:
         self.patience = min(config.timing.give_up, 4 * config.timing.request)
         self.records = Records(link, patience=self.patience, give_up=config.timing.give_up)
         self.headroom = Headroom(link, every=config.timing.renew)
-        self.linger = Linger(config.timing.linger)
+        short, long = config.timing.linger, config.timing.linger_unwatched
+        self.linger = Linger(short)
+        self.linger_unwatched = Linger(long) if long > short > 0 else None
         self.departures = Departures(link)
         self.tasks = Tasks()
         self._answers: set[asyncio.Task[Any]] = set()

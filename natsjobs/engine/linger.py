@@ -1,14 +1,16 @@
 """When events that are held back leave: at moments that all writers of a replica share.
 
-Owns the timers of these moments. Whoever holds events joins the last moment before they must go, so writers that would
-each wake the process by themselves leave together: one wake-up, one write to the socket, and their acknowledgements
-come back together. Guarantees that nobody leaves later than asked for, or more than a fifth of the linger earlier, that
-a moment costs by those who are in it and not by those who run, and that no timer is left when nobody is.
+Owns the timers of these moments (``Linger``), and which of them a writer waits for (``Pace``). Whoever holds events
+joins the last moment before they must go, so writers that would each wake the process by themselves leave together: one
+wake-up, one write to the socket, and their acknowledgements come back together. Guarantees that nobody leaves later
+than asked for, or more than a fifth of the linger earlier, that a moment costs by those who are in it and not by those
+who run, and that no timer is left when nobody is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Protocol
 
@@ -56,6 +58,7 @@ class Linger:
 
     def __init__(self, linger: float) -> None:
         """``linger``: seconds."""
+        self.seconds = linger
         self._step = linger / _MOMENTS
         self._moments: dict[int, Moment] = {}
 
@@ -70,3 +73,52 @@ class Linger:
             moment = self._moments[number] = Moment(self._moments, number, wait)
         moment.add(held)
         return moment
+
+
+class Pace:
+    """How long one writer collects, and the moment it waits for, if it does."""
+
+    __slots__ = ("_began", "_sent_at", "linger", "moment")
+
+    def __init__(self, linger: Linger) -> None:
+        """Nothing was sent yet, so nothing is held."""
+        self.linger = linger
+        self.moment: Moment | None = None
+        self._sent_at = -math.inf
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """The first event came that is not on its way: what follows waits with it, and no longer than it does."""
+        self._began = time.monotonic()
+
+    def holds(self, held: Held) -> bool:
+        """Whether what is queued has to wait, because something was sent a moment ago. ``held.leave`` ends that."""
+        if time.monotonic() - self._sent_at >= self.linger.seconds:
+            return False
+        self.moment = self.moment or self.linger.join(held, self._began + self.linger.seconds)
+        return self.moment is not None
+
+    def sent(self, held: Held) -> None:
+        """Everything that may leave now leaves now."""
+        self.let_go(held)
+        self._sent_at = time.monotonic()
+
+    def over(self) -> None:
+        """The moment has come: nothing holds what is queued, until something is sent."""
+        self.moment = None
+        self._sent_at = -math.inf
+
+    def let_go(self, held: Held) -> None:
+        """It waits no more."""
+        if self.moment is not None:
+            self.moment.discard(held)
+            self.moment = None
+
+    def change(self, linger: Linger, held: Held) -> bool:
+        """Another linger from now on; whether what was held for a longer one is to leave now."""
+        hurry = self.moment is not None and linger.seconds < self.linger.seconds
+        self.linger = linger
+        if hurry:
+            self.let_go(held)
+            self.over()
+        return hurry

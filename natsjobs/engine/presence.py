@@ -11,33 +11,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from weakref import WeakValueDictionary
 
-import msgspec
-
-from natsjobs.engine import garbage, wire
+from natsjobs.engine import wire
+from natsjobs.engine.audience import Audience
 from natsjobs.engine.callbacks import call_and_wait
+from natsjobs.engine.census import Census, follow
 from natsjobs.engine.context import Context
-from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
+from natsjobs.engine.ports import Incoming, Interest
 from natsjobs.errors import PermissionDeniedError
 from natsjobs.interfaces import Callback
 from natsjobs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
-_COLLECT = 0.25
 _CONFIRM = 0.5
 
 
 class Presence:
     """Local subscribers of one transport, counted; and the questions to the others."""
 
-    def __init__(self, context: Context) -> None:
-        """Empty."""
-        self._context = context
+    def __init__(self, context: Context, audience: Audience) -> None:
+        """Empty. ``audience`` is told who joins and leaves here."""
+        self._context, self._audience = context, audience
+        self._census = Census(context)
         # Not the replica id: two transports on one store are two replicas of viewers, and each counts its own.
         self._name = wire.random_token(12)
         self._counts: dict[str, int] = {}
@@ -45,8 +44,6 @@ class Presence:
         self._interests: dict[str, Interest] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._watches: dict[str, _Watch] = {}
-        # Who answered last, oldest answer first: (monotonic time, names).
-        self._others: dict[str, tuple[float, set[str]]] = {}
 
     def count(self, stream_id: str) -> int:
         """Subscribers here."""
@@ -88,6 +85,7 @@ class Presence:
         When it fails he has turned back.
         """
         self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
+        self._audience.come(stream_id)
         try:
             await self.listen(stream_id)
             if (interest := self._interests.get(stream_id)) is not None:
@@ -103,9 +101,11 @@ class Presence:
         await self._announce(stream_id, "leave")
 
     async def _uncount(self, stream_id: str) -> None:
-        left = self._counts.pop(stream_id, 0) - 1
-        if left > 0:
-            self._counts[stream_id] = left
+        had = self._counts.pop(stream_id, 0)
+        if had > 1:
+            self._counts[stream_id] = had - 1
+        if had:  # else `close` was quicker
+            self._audience.go(stream_id)
         await self.turn_back(stream_id)
 
     def _lock(self, stream_id: str) -> asyncio.Lock:
@@ -122,45 +122,14 @@ class Presence:
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    async def ask(self, stream_id: str) -> int | None:
-        """Subscribers on all replicas; ``None``: somebody is there, but nobody answered.
-
-        Raises:
-            PermissionDeniedError: Nobody was asked.
-        """
-        expected = self._remembered(stream_id)
-
-        def enough(answers: list[bytes]) -> bool:
-            return bool(expected) and expected <= _counts(answers).keys()
-
-        subject = self._context.subjects.presence(stream_id)
-        try:
-            answers = await self._context.link.bus.gather(subject, b"{}", timeout=_COLLECT, enough=enough)
-        except NoRespondersError:
-            self._others.pop(stream_id, None)
-            return 0
-        except NoReplyError:
-            return None
-        counts = _counts(answers)
-        self._others.pop(stream_id, None)
-        self._others[stream_id] = (time.monotonic(), set(counts))
-        return sum(counts.values()) if counts else None
-
-    def _remembered(self, stream_id: str) -> set[str]:
-        """Who answered last: if they do so again, nobody else is waited for. It holds for a lease."""
-        horizon = time.monotonic() - self._context.config.timing.lease
-        while self._others and (oldest := next(iter(self._others.items())))[1][0] < horizon:
-            del self._others[oldest[0]]
-        return self._others[stream_id][1] if stream_id in self._others else set()
-
     async def count_all(self, stream_id: str) -> int:
-        """As ``ask``; an unknown number of others counts as none.
+        """Subscribers on all replicas; an unknown number of others counts as none.
 
         Raises:
             UnavailableError: NATS does not answer: nobody knows who is there.
         """
         try:
-            found = await self.ask(stream_id)
+            found = await self._census.ask(stream_id)
         except PermissionDeniedError as error:
             _log.warning("only the subscribers of %s on this replica are counted: %s", stream_id, error)
             return self.count(stream_id)
@@ -174,7 +143,7 @@ class Presence:
         """Call back at the end of every cycle of at least one subscriber."""
         watch = self._watches.get(stream_id)
         if watch is None:
-            watch = self._watches[stream_id] = _Watch(self._context, self, stream_id)
+            watch = self._watches[stream_id] = _Watch(self._context, self, self._census, stream_id)
         registration = LeftRegistration(self, stream_id, callback)
         watch.registrations.append(registration)
         try:
@@ -203,9 +172,10 @@ class Presence:
             interest = self._interests.pop(name, None)
             if interest is not None:
                 await interest.unsubscribe()
-            if self._counts.pop(name, None):
+            if count := self._counts.pop(name, 0):
+                self._audience.go(name, count)
                 await self._announce(name, "leave")
-            self._others.pop(name, None)
+            self._census.forget(name)
             self._near.pop(name, None)
 
 
@@ -223,9 +193,9 @@ class LeftRegistration:
 class _Watch:
     """Follows joins and leaves of one stream id until the last callback is gone."""
 
-    def __init__(self, context: Context, presence: Presence, stream_id: str) -> None:
+    def __init__(self, context: Context, presence: Presence, census: Census, stream_id: str) -> None:
         self.registrations: list[LeftRegistration] = []
-        self._context, self._presence, self._stream_id = context, presence, stream_id
+        self._context, self._presence, self._census, self._stream_id = context, presence, census, stream_id
         self._interest: Interest | None = None
         self._forget: Callable[[], None] | None = None
         self._lock = asyncio.Lock()
@@ -238,10 +208,9 @@ class _Watch:
         async with self._lock:
             if self._interest is not None:
                 return
-            subject = self._context.subjects.joined(self._stream_id)
-            interest = await self._context.link.bus.subscribe(subject, self._on_change)
+            interest = await follow(self._context, self._stream_id, self._on_join, self._news.set)
             try:
-                self._occupied = bool(await self._presence.ask(self._stream_id)) or self._occupied
+                self._occupied = bool(await self._census.ask(self._stream_id)) or self._occupied
             except BaseException:
                 await interest.unsubscribe()
                 raise
@@ -257,15 +226,9 @@ class _Watch:
             await interest.unsubscribe()
         await self._tasks.close(patience=patience)
 
-    def _on_change(self, message: Incoming) -> None:
-        try:
-            joined = msgspec.json.decode(message.body, type=_Change).event == "join"
-        except wire.UNREADABLE:
-            garbage.skipped("news of a subscriber", message.subject, message.body)
-            return
-        if joined:
-            self._joins += 1
-            self._occupied = True
+    def _on_join(self) -> None:
+        self._joins += 1
+        self._occupied = True
         self._news.set()
 
     async def _follow(self) -> None:
@@ -283,7 +246,7 @@ class _Watch:
                     self._occupied = False
                     await self._fire()
                 elif not self._occupied:
-                    self._occupied = bool(await self._presence.ask(self._stream_id))
+                    self._occupied = bool(await self._census.ask(self._stream_id))
             except PermissionDeniedError as error:  # taken away meanwhile: whether anybody is left is not known
                 _log.warning("whether subscribers of %s have left is not known: %s", self._stream_id, error)
 
@@ -294,7 +257,7 @@ class _Watch:
         while True:
             if self._presence.count(self._stream_id):
                 return False
-            count = await self._presence.ask(self._stream_id)
+            count = await self._census.ask(self._stream_id)
             answers.append(count)
             if count or self._joins != joins or self._context.link.connected_since is None:
                 return False
@@ -306,24 +269,3 @@ class _Watch:
     async def _fire(self) -> None:
         for registration in list(self.registrations):
             await call_and_wait(f"an on_all_subscribers_left callback of {self._stream_id}", registration.callback)
-
-
-class _Change(msgspec.Struct):
-    event: str
-
-
-class _Count(msgspec.Struct):
-    replica: str
-    count: int
-
-
-def _counts(answers: list[bytes]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for answer in answers:
-        try:
-            found = msgspec.json.decode(answer, type=_Count)
-        except wire.UNREADABLE:
-            garbage.skipped("a count of subscribers", "an answer", answer)
-            continue
-        counts[found.replica] = max(found.count, 0)
-    return counts

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from natsjobs.config import Config
 from natsjobs.engine.aborts import Aborts
+from natsjobs.engine.audience import Audience
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.creation import Creation
@@ -38,7 +39,8 @@ class Replica:
         self.context = Context(link, config)
         self.ledger = Ledger(self.context)
         self.content = ContentState(self.context)
-        self.runs = Runs(self.context, self.ledger)
+        self.audience = Audience(self.context)
+        self.runs = Runs(self.context, self.ledger, self.audience)
         self.aborts = Aborts(self.context, self.runs, self.ledger, self.content)
         self.creation = Creation(self.context, self.runs, self.content, self.ledger, self.aborts)
         self.liveness = Liveness(self.context, self.runs, self.aborts)
@@ -60,6 +62,7 @@ class Replica:
                 try:
                     await self.liveness.start()
                     self.upkeep.start()
+                    self.audience.open()
                     self.context.spawn(self.context.headroom.watch(lambda: bool(self.runs.owned)), "natsjobs headroom")
                 except BaseException:
                     await self._stop()
@@ -113,6 +116,7 @@ class Replica:
             await self.aborts.close()
             await self.runs.ends.close()
             await self.context.renew_tasks()
+            await self.audience.close()
         finally:
             self.runs.close()
             await self.context.link.close()

@@ -21,6 +21,7 @@ import msgspec
 
 from natsjobs.engine import wire
 from natsjobs.engine.appender import Appender
+from natsjobs.engine.audience import Audience
 from natsjobs.engine.context import Context
 from natsjobs.engine.ends import EndRegistration, Ends
 from natsjobs.engine.jobs import JobRecord, mark_ended, put_active, read_record, read_writable, write_record
@@ -64,9 +65,9 @@ class Run(msgspec.Struct):
 class Runs:
     """All writers of one replica."""
 
-    def __init__(self, context: Context, ledger: Ledger) -> None:
+    def __init__(self, context: Context, ledger: Ledger, audience: Audience) -> None:
         """Empty."""
-        self._context, self.ledger = context, ledger
+        self._context, self.ledger, self._audience = context, ledger, audience
         self.ends = Ends(context, self._written)
         self.owned: dict[tuple[str, str], Run] = {}
         # Logs that this replica ended: (monotonic due time, id, generation).
@@ -102,6 +103,7 @@ class Runs:
             del self._newest[stream_id]
         if owned is not None:
             self.ends.deafen(stream_id, generation)
+            self._audience.forget(stream_id, generation)
             self.on_disowned(stream_id)
 
     def _written(self, stream_id: str, generation: str) -> float:
@@ -127,7 +129,12 @@ class Runs:
             generation=generation,
             position=position,
             on_closed=closed,
+            on_held=self._lingered,
         )
+
+    def _lingered(self, appender: Appender) -> None:
+        if (appender.stream_id, appender.generation) in self.owned:
+            self._audience.heed(appender)
 
     # -- writing ------------------------------------------------------------------------------------------------
 

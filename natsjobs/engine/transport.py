@@ -40,7 +40,7 @@ class EngineTransport:
         self.replica = replica
         self._context = replica.context
         self._tails = Tails(self._context)
-        self._presence = Presence(self._context)
+        self._presence = Presence(self._context, replica.audience)
         self._subscriptions: dict[str, set[HandlerSubscription]] = {}
         self._readers: set[_Reading] = set()
         self._registrations: dict[str, list[_Disposable]] = {}
@@ -92,13 +92,18 @@ class EngineTransport:
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
         self._presence.approach(stream_id)
-        await self._presence.join(stream_id)
-        self._subscriptions.setdefault(stream_id, set()).add(subscription)
         try:
-            await subscription.start()
+            await subscription.start()  # first: what an owner held back for nobody leaves as it hears of the join
+        except BaseException:
+            await self._presence.turn_back(stream_id)
+            await subscription.unsubscribe()
+            raise
+        try:
+            await self._presence.join(stream_id)
         except BaseException:
             await subscription.unsubscribe()
             raise
+        self._subscriptions.setdefault(stream_id, set()).add(subscription)
         return subscription
 
     def _forget(self, stream_id: str) -> Callable[[HandlerSubscription], Awaitable[None]]:

@@ -125,11 +125,14 @@ class Owner:
 
 @asynccontextmanager
 async def owner(
-    space: Space, jobs: Iterable[str], *, every: float = 0.05, padding: int = 0, user: str = "alice"
+    space: Space, jobs: Iterable[str], *, every: float = 0.05, padding: int = 0, user: str = "alice", flush: bool = True
 ) -> AsyncIterator[Owner]:
-    """A process that owns these jobs, with an event of each every so many seconds; they run when this is entered."""
+    """A process that owns these jobs, with an event of each every so many seconds; they run when this is entered.
+
+    ``flush=False``: it waits for no event but the first to be stored, and says of every one that it was emitted.
+    """
     names = list(jobs)
-    work = {"space": asdict(space), "jobs": names, "every": every, "padding": padding, "user": user}
+    work = {"space": asdict(space), "jobs": names, "every": every, "padding": padding, "user": user, "flush": flush}
     worker, environment = program("worker.py")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(

@@ -40,9 +40,9 @@ class Counted:
         facts = {"emitted": self.emitted, "acked": self.acked, "blocked": round(self.blocked, 3)}
         say(**{"is": what, "job": self.stream_id, "at": time.monotonic(), **facts, **more})
 
-    async def acknowledge(self, run: JobRun) -> None:
-        """Flush what is new, again and again."""
-        while True:
+    async def acknowledge(self, run: JobRun, *, once: bool) -> None:
+        """Flush what is new, again and again, or only the first."""
+        while not (once and self.acked):
             await self.more.wait()
             self.more.clear()
             target, began = self.emitted, time.monotonic()
@@ -59,7 +59,7 @@ class Counted:
             self.say("acked", backlog=backlog, waited=round(time.monotonic() - began, 3))
 
 
-async def emit(run: JobRun, counted: Counted, every: float, padding: str) -> None:
+async def emit(run: JobRun, counted: Counted, every: float, padding: str, *, flush: bool) -> None:
     """One event after the other until told to finish."""
     while not finish.is_set():
         began = time.monotonic()
@@ -67,6 +67,8 @@ async def emit(run: JobRun, counted: Counted, every: float, padding: str) -> Non
         counted.emitted += 1
         counted.blocked = max(counted.blocked, time.monotonic() - began)
         counted.more.set()
+        if not flush:
+            counted.say("emitted")
         try:
             async with asyncio.timeout(every):
                 await finish.wait()
@@ -83,9 +85,9 @@ async def own(jobs: JobManager, stream_id: str, work: dict[str, Any]) -> None:
     try:
         async with jobs.start(stream_id, user_id=work["user"]) as run:
             counted.say("running", generation=run.generation)
-            acknowledging = asyncio.create_task(counted.acknowledge(run))
+            acknowledging = asyncio.create_task(counted.acknowledge(run, once=not work["flush"]))
             try:
-                await emit(run, counted, work["every"], "x" * work["padding"])
+                await emit(run, counted, work["every"], "x" * work["padding"], flush=work["flush"])
             except asyncio.CancelledError:
                 try:  # a body that does not stop at once
                     await run.emit("after the end")

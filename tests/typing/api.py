@@ -185,7 +185,7 @@ def settings() -> None:
         storage="memory",
         retention=Retention(running=0.0, finished=1, usage=2),
         limits=Limits(event_bytes=1, id_bytes=2, queue_events=3, queue_bytes=4, reader_events=5),
-        timing=Timing(lease=10.0, renew=3, linger=0, request=5, abort=2, give_up=60),
+        timing=Timing(lease=10.0, renew=3, linger=0, linger_unwatched=0.5, request=5, abort=2, give_up=60),
         fold=fold,
         enc_hook=str,
         domain="d",

@@ -35,7 +35,7 @@ def test_settings_cannot_be_changed():
 
 
 BAD_NUMBERS = [-1, 0, math.nan, math.inf, -math.inf, "5", None, True, [], 5j]
-MAY_BE_ZERO = {"retention.running", "timing.linger"}
+MAY_BE_ZERO = {"retention.running", "timing.linger", "timing.linger_unwatched"}
 PARTS = {"retention": Retention, "limits": Limits, "timing": Timing}
 NUMBERS = [f"{name}.{field}" for name, kind in PARTS.items() for field in kind.__struct_fields__]
 
@@ -103,6 +103,8 @@ def test_sizes_are_whole_numbers(field):
         ({"limits": Limits(id_bytes=257)}, "limits.id_bytes"),
         ({"timing": Timing(lease=5.0)}, "timing.lease"),
         ({"timing": Timing(lease=1.0, renew=0.3)}, "timing.lease"),
+        ({"timing": Timing(linger=0.6)}, "timing.linger_unwatched"),
+        ({"timing": Timing(linger_unwatched=0.04)}, "timing.linger_unwatched"),
         ({"retention": Retention(running=86_400.0)}, "retention.log"),
         ({"retention": Retention(log=1000.0)}, "retention.log"),
     ],
@@ -129,6 +131,9 @@ def test_wrong_and_contradicting_settings_are_refused_by_name(settings, field):
         {"timing": Timing(lease=2, renew=1)},
         {"retention": Retention(running=0)},
         {"timing": Timing(linger=0)},
+        {"timing": Timing(linger=0, linger_unwatched=0.001)},
+        {"timing": Timing(linger=5, linger_unwatched=0)},
+        {"timing": Timing(linger=0.5, linger_unwatched=0.5)},
         {"fold": list, "enc_hook": str},
     ],
 )

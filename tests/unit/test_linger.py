@@ -10,18 +10,14 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from logged import EXACT, LINGER, Log
 from virtual_time import Virtual
 
-from natsjobs import Config
-from natsjobs.config import Timing
 from natsjobs.engine.departures import Departures
 from natsjobs.engine.linger import Linger, Moment
-from natsjobs.memory import MemoryEventTransport, MemoryJobStore, MemorySystem
+from natsjobs.memory import MemorySystem
 
-LINGER = 100.0
 STEP = LINGER / 5
-EXACT = 2.0
-"""What the machine itself may need; the clock of the test adds only what is waited for."""
 
 
 @pytest.fixture
@@ -40,44 +36,6 @@ class Holder:
     def leave(self) -> None:
         """Remember when."""
         self.left.append(time.monotonic())
-
-
-class Log:
-    """A job in memory, and when each of its events was stored, in seconds since now."""
-
-    def __init__(self, linger: float = LINGER) -> None:
-        config = Config(timing=Timing(linger=linger, look=3000, sweep=3000))
-        self.store = MemoryJobStore(config)
-        self.transport = MemoryEventTransport(self.store)
-        self.began = 0.0
-        self.messages: list[tuple[float, str, int]] = []
-        self.generations: dict[str, str] = {}
-
-    async def start(self, *names: str) -> None:
-        """Create the jobs, and begin to count."""
-        await self.store.initialize()
-        for name in names:
-            self.generations[name] = (await self.store.create_job(name, "u")).generation
-        events = self.store.link.events
-        send = events.send
-
-        def seen(subject: str, body: bytes, **options: object) -> object:
-            count = body.count(b'"n"')
-            self.messages.append((time.monotonic() - self.began, subject.split(".")[-2], count))
-            return send(subject, body, **options)  # type: ignore[arg-type]
-
-        events.send = seen  # type: ignore[method-assign, assignment]
-        self.began = time.monotonic()
-
-    async def emit(self, name: str, at: float) -> None:
-        """One event at this time."""
-        await asyncio.sleep(self.began + at - time.monotonic())
-        await self.transport.emit_chunk(name, {"n": at})
-
-    async def close(self) -> None:
-        """Leave."""
-        await self.transport.destroy()
-        await self.store.destroy()
 
 
 def test_nobody_leaves_late_or_much_too_early(clock: Virtual) -> None:
