@@ -33,9 +33,11 @@ class TurnEnd:
 
     def _come(self) -> None:
         before, self._before = self._before, []
-        for callback in before:
-            callback()
-        self._coming = False
-        if self._before:
-            self.expect()
-        self._write()
+        try:
+            for callback in before:
+                callback()
+        finally:
+            self._coming = False
+            if self._before:
+                self.expect()
+            self._write()
