@@ -158,7 +158,13 @@ class Appender:
 
     def depart(self) -> None:
         """The turn ends in which this was to be sent: what was queued in it goes together."""
-        if not self._released and not self._send_at_once():
+        if self._released:
+            return
+        try:
+            sent = self._send_at_once()
+        except Exception:  # noqa: BLE001 - whatever it is, the task meets it too, and tells who waits
+            sent = False
+        if not sent:
             self._spawn(self._send(), name=f"natsjobs append {self.stream_id}")
 
     def leave(self) -> None:

@@ -20,6 +20,7 @@ from natsjobs.errors import EventTooLargeError, UnavailableError, UnsupportedSer
 from natsjobs.jetstream import tap as tapping
 from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.tap import Tap, tap_of
+from natsjobs.jetstream.turn import TurnEnd
 
 
 @pytest.fixture
@@ -244,3 +245,26 @@ async def test_an_append_leaves_nothing_to_the_garbage_collector(newest_server: 
             assert [one for one in gc.get_objects() if isinstance(one, Waiting)] == []
         finally:
             gc.enable()
+
+
+async def test_a_callback_that_fails_keeps_nothing_from_being_written() -> None:
+    """Neither in this turn nor in a later one; the loop hears of it."""
+    loop, heard, written = asyncio.get_running_loop(), list[object](), list[int]()
+    loop.set_exception_handler(lambda _, context: heard.append(context["exception"]))
+    turn = TurnEnd(lambda: written.append(len(written)))
+
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    try:
+        turn.before(fail)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert written == [0]
+        turn.expect()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert written == [0, 1]
+        assert [str(error) for error in heard] == ["a defect"]
+    finally:
+        loop.set_exception_handler(None)

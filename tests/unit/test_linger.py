@@ -234,6 +234,33 @@ def test_a_job_that_closes_in_the_turn_of_an_event_sends_nothing(clock: Virtual)
     clock.run(scene())
 
 
+def test_a_send_that_fails_in_an_unknown_way_holds_up_nobody(clock: Virtual) -> None:
+    """It happens when nobody is there to hear of it: a task tries again, and tells who waits."""
+
+    async def scene() -> None:
+        log = Log()
+        await log.start("a", "b")
+        events = log.store.link.events
+        send = events.send
+
+        def failing(subject: str, body: bytes, **options: object) -> object:
+            if log.generations["a"] in subject:
+                raise RuntimeError("a defect")
+            return send(subject, body, **options)  # type: ignore[arg-type]
+
+        events.send = failing  # type: ignore[method-assign, assignment]
+        for name in ("a", "b"):
+            await log.transport.emit_chunk(name, {"n": 0})
+        async with asyncio.timeout(LINGER):
+            for name in ("a", "b"):
+                await log.transport.flush(name)
+        assert [name for _, name, _ in log.messages] == [log.generations["b"]]
+        assert sum((await events.subjects(">")).values()) == 4
+        await log.close()
+
+    clock.run(scene())
+
+
 async def _steps(log: Log, name: str) -> int:
     """Lines of Python that a flush of one job takes when there is nothing to wait for."""
     steps = 0
