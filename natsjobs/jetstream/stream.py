@@ -22,7 +22,7 @@ from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, StreamMissingError,
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.acks import Ack, Posted, read_ack
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
-from natsjobs.jetstream.headers import NOBODY, header_of, marker_of, number_of, seconds_of, status_of
+from natsjobs.jetstream.headers import NOBODY, PENDING, marker_of, number_of, seconds_of, status_of, stored_of
 from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
@@ -209,7 +209,7 @@ class NatsStream:
                 page.append(message)  # also one that somebody stored with a status line of his own
                 return None
             if status := status_of(headers):
-                return _MORE if status == _ALL and number_of(headers, b"Nats-Num-Pending") else status
+                return _MORE if status == _ALL and number_of(headers, PENDING) else status
             garbage.skipped("an answer", self._pages, body)
             return None
 
@@ -385,12 +385,7 @@ def _seconds(text: str, name: str) -> float:
 
 
 def _direct_message(body: bytes, headers: bytes) -> Message | None:
-    subject, seq = header_of(headers, b"Nats-Subject"), number_of(headers, b"Nats-Sequence")
-    stored = header_of(headers, b"Nats-Time-Stamp")
-    if subject is None or seq is None or stored is None:
+    if (stored := stored_of(headers)) is None:
         return None
-    try:
-        at = seconds_of(stored.decode())
-    except ValueError:
-        return None
-    return Message(subject.decode("utf-8", "replace"), seq, body, at, marker_of(headers))
+    subject, seq, at = stored
+    return Message(subject, seq, body, at, marker_of(headers))
