@@ -1,9 +1,11 @@
 """``LogReader``: one viewer's way through a generation, and on to the next one if it follows.
 
-Owns only a position. It takes from the shared window when its next event is there and reads pages of the log when it
-is not, so joining late, lagging and reconnecting are the same thing. Guarantees: every event after the cursor
-exactly once, in index order, then exactly one terminal record; the position moves only when an event is handed out,
-so a cancelled ``__anext__`` loses nothing; what cannot be read any more is an error, never a gap (promises 1, 7).
+Owns where to begin, what to do when the hand is empty and there is more to do than to wait, and the end. What was
+read already is the business of its base (``hand``): it takes from the shared window when its next event is there, and
+this reads pages of the log when it is not, so joining late, lagging and reconnecting are the same thing. Guarantees:
+every event after the cursor exactly once, in index order, then exactly one terminal record; the position moves only
+when an event is handed out, so a cancelled ``__anext__`` loses nothing; what cannot be read any more is an error,
+never a gap (promises 1, 7).
 """
 
 from __future__ import annotations
@@ -12,17 +14,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Generator
+from collections.abc import Awaitable, Callable, Collection
 from copy import copy
 from typing import NoReturn, TypeAlias
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
 from natsjobs.engine.doubts import Doubts, catch_up, cleared_start, raise_lost
+from natsjobs.engine.hand import BURST, Hand
 from natsjobs.engine.jobs import JobRecord, read_record
 from natsjobs.engine.pages import Ahead
 from natsjobs.engine.patience import FINAL
-from natsjobs.engine.replay import Batch, Verdict
+from natsjobs.engine.replay import Verdict
 from natsjobs.engine.tail import Tail
 from natsjobs.engine.tails import Tails
 from natsjobs.engine.terminals import end_event
@@ -40,38 +43,23 @@ from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
-_BURST = 256
-"""So many events in a row, then others have their turn."""
 _OUTAGE_PAUSE = 0.5
 _SETTLED = 5.0
 """Of a job that was created so many seconds ago there is more to read than its newest message."""
 _Listen: TypeAlias = Callable[[], Awaitable[None]]
 
 
-class LogReader:
+class LogReader(Hand):
     """Implements ``natsjobs.interfaces.EventReader``; made by ``EventTransport.read``."""
 
     def __init__(self, context: Context, tails: Tails, stream_id: str, *, follow: bool) -> None:
         """Nothing happens before one of the ``start_`` methods."""
+        super().__init__()
         self._context, self._tails, self._stream_id, self._follow = context, tails, stream_id, follow
         self._turns: Turns | None = None
         self._record: JobRecord | None = None
-        self._tail: Tail | None = None
-        self._generation = ""
-        self._closed = self._ended = False
-        self._cursor: str | None = None
-        self._last: StreamEvent | None = None
-        self._given: str | None = None  # the generation that was read to its end, while the next has not been entered
-        self._position = self._seq = 0
-        self.hand = self._giving()
-        """The events that are here already, one by one; whoever is given ``None`` awaits ``more``."""
-        self._burst = 0  # how many were put into the hand since others had their turn
-        self._batch: Batch | None = None
-        self._until = 0  # the index after it
-        self._ahead: Ahead | None = None
-        self._change: asyncio.Future[None] | None = None  # what is waited for
+        self._ended = False
         self._doubts = Doubts()
-        self._fresh = False  # reading a generation from its start, and nothing was given yet
         self._span: object = None
         context.readers += 1
 
@@ -152,6 +140,7 @@ class LogReader:
         self._batch, self._until = None, 0
         if self._ahead is None or self._ahead.pages is not tail.pages:
             self._ahead = Ahead(tail.pages)
+        self._paging = bool(self._ahead.held)
         self._doubts = Doubts()
 
     def _end_span(self) -> None:
@@ -216,11 +205,6 @@ class LogReader:
         return self._generation or None
 
     @property
-    def cursor(self) -> str | None:
-        """The cursor of the event given last."""
-        return self._cursor if self._last is None else self._last.cursor
-
-    @property
     def stored(self) -> int:
         """How many events the generation has, as far as is known here."""
         return self._tail.next if self._tail is not None else 0
@@ -228,47 +212,23 @@ class LogReader:
     def __aiter__(self) -> LogReader:
         return self
 
-    def _giving(self) -> Generator[StreamEvent | None]:
-        """What ``hand`` is. All that is done for every event of every reader is here: nobody else gets the same object.
-
-        The position is that of the events that were given, at every moment.
-        """
-        while True:
-            batch = self._find_batch()
-            if batch is None:
-                yield None
-                continue
-            generation, kind, raws, cursors = self._generation, batch.type, batch.raws, batch.cursors(self._generation)
-            index = self._position
-            here = range(index - batch.index, min(len(raws), index - batch.index + _BURST))
-            self._burst += len(here)
-            for at in here:
-                self._last = event = StreamEvent(
-                    type=kind, index=index, cursor=cursors[at], generation=generation, raw=raws[at]
-                )
-                self._position = index = index + 1
-                yield event
-
     async def __anext__(self) -> StreamEvent:
-        return next(self.hand, None) or await self.more()
+        return self.hand.pop() if self.hand else await self.more()
 
     async def more(self) -> StreamEvent:
         """The next event, when the ``hand`` is empty. Lets others run."""
-        while True:
+        while not self.fill():
             if self._closed or self._ended:
                 self._refuse()
-            tail = self._tail
-            if self._burst >= _BURST:
+            if self._burst >= BURST:
                 self._burst = 0
                 await asyncio.sleep(0)  # who always has something to read must not keep the others from running
-            elif tail is not None and self._given is None and (change := tail.change(self._position)) is not None:
-                self._change = change
+            elif (change := self.idle()) is not None:
                 try:
                     await change
                 except asyncio.CancelledError:
-                    tail.forget(change)
+                    self.forget()
                     raise
-                self._burst = 0
             else:
                 try:
                     if (end := await self._step()) is not None:
@@ -278,8 +238,7 @@ class LogReader:
                 except UnavailableError as error:
                     _log.warning("reading %s waits for NATS: %s", self._stream_id, error)  # no outage ends a reader
                     await asyncio.sleep(_OUTAGE_PAUSE)
-            if (event := next(self.hand, None)) is not None:
-                return event
+        return self.hand.pop()
 
     def _refuse(self) -> NoReturn:
         if self._closed:
@@ -302,28 +261,12 @@ class LogReader:
             raise copy(tail.denied)
         return None
 
-    def _find_batch(self) -> Batch | None:
-        """What was read already: the rest of a batch, the shared window, or pages of the log."""
-        tail, position, ahead = self._tail, self._position, self._ahead
-        if tail is None or ahead is None or self._burst >= _BURST:
-            return None
-        if position < self._until:
-            return self._batch
-        batch = tail.take(position)
-        if batch is None:
-            if not ahead.batches or (batch := ahead.take(position, tail.next)) is None:
-                return None
-        elif ahead.held:
-            ahead.drop(tail.next)
-        self._batch, self._until = batch, batch.next
-        self._seq, self._fresh = batch.seq, False
-        return batch
-
     def _give_end(self, terminal: wire.Terminal) -> StreamEvent:
         self._given = self._generation
         self._ended = not self._follow
         self._position = terminal.index + 1
-        self._last = event = end_event(self._generation, terminal)
+        event = end_event(self._generation, terminal)
+        self._cursor = event.cursor
         return event
 
     # -- reading the log ----------------------------------------------------------------------------------------
@@ -332,6 +275,7 @@ class LogReader:
         """Bring the batches that follow the position, from the log, into ``_ahead``."""
         assert self._ahead is not None
         page = await self._ahead.read(self._position, self._seq)
+        self._paging = True
         if page.batches:
             self._doubts = Doubts()
         if page.verdict is Verdict.GONE:
@@ -343,7 +287,7 @@ class LogReader:
 
     async def _doubt(self, detail: str) -> None:
         """The log does not have what comes next: it is read again without a hint, and in the end it is lost."""
-        self._ahead, self._seq = Ahead(self._open_tail.pages), 0
+        self._ahead, self._paging, self._seq = Ahead(self._open_tail.pages), False, 0
         context, run = self._context, (self._stream_id, self._generation)
         if self._fresh and (start := await cleared_start(context, *run, self._position)) is not None:
             self._position, self._seq = start
@@ -381,8 +325,7 @@ class LogReader:
         if self._closed:
             return
         self._closed = True
-        self.hand.close()
-        self._batch, self._until = None, 0
+        self._empty()
         if self._ahead is not None:
             self._ahead.drop()
         self._context.readers -= 1

@@ -106,18 +106,18 @@ class Replay:
 
     def feed(self, seq: int, entry: wire.Entry | None, *, end: bool) -> Batch | Verdict:
         """Take one message of the log. ``end``: it came on the subject of terminal records."""
-        self.seq = max(self.seq, seq)
+        if seq > self.seq:
+            self.seq = seq
         if entry is None:
             return Verdict.NOTHING
-        if entry.type != "part":
+        kind = entry.type
+        if kind == "part" and not end:
+            return self._feed_part(seq, entry)
+        if kind != "part":
             self._part = None
         if end:
             return self._feed_end(entry)
-        if entry.type == "events":
-            return self._feed_events(seq, entry)
-        if entry.type == "part":
-            return self._feed_part(seq, entry)
-        return self._feed_other(seq, entry)
+        return self._feed_events(seq, entry) if kind == "events" else self._feed_other(seq, entry)
 
     def _feed_end(self, entry: wire.Entry) -> Batch | Verdict:
         if entry.type in wire.TERMINAL:
@@ -125,14 +125,15 @@ class Replay:
         return Verdict.GONE if entry.type == "gone" else Verdict.NOTHING
 
     def _feed_events(self, seq: int, entry: wire.Entry) -> Batch | Verdict:
-        if entry.index > self.next:
-            return Verdict.GAP
-        raws = list(map(bytes, entry.events[self.next - entry.index :]))
-        if not raws:
+        begin, events = self.next, entry.events
+        if entry.index != begin:
+            if entry.index > begin:
+                return Verdict.GAP
+            events = events[begin - entry.index :]
+        if not events:
             return Verdict.NOTHING
-        batch = Batch(self.next, raws, seq)
-        self.next += len(raws)
-        return batch
+        self.next = begin + len(events)
+        return Batch(begin, list(map(bytes, events)), seq)
 
     def _feed_part(self, seq: int, entry: wire.Entry) -> Batch | Verdict:
         """Pieces count only when they follow each other directly; an interrupted run is void (B2)."""

@@ -8,7 +8,7 @@ from natsjobs.engine import garbage
 from natsjobs.engine.ports import BusHandler, Incoming, NoReplyError, NoRespondersError
 from natsjobs.errors import ConnectionLostError, PermissionDeniedError
 from natsjobs.jetstream.faults import RequestFailedError
-from natsjobs.jetstream.headers import NOBODY, marker_of, number_of, status_of
+from natsjobs.jetstream.headers import NOBODY, SEQUENCE, marker_of, number_of, status_of
 from natsjobs.jetstream.inbox import WireInterest
 from natsjobs.jetstream.wire import Wire
 
@@ -38,7 +38,7 @@ class NatsInterest(WireInterest):
         if not headers:
             self._hear(Incoming(subject, body, reply, 0))
             return
-        seq = number_of(headers, b"Nats-Sequence")
+        seq = number_of(headers, SEQUENCE)
         self._hear(Incoming(subject, body, reply, seq or 0, marker_of(headers)))
 
     async def confirm(self) -> None:

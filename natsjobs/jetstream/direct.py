@@ -24,7 +24,7 @@ import msgspec
 from natsjobs.engine import garbage
 from natsjobs.engine.ports import Message
 from natsjobs.jetstream.faults import RequestFailedError
-from natsjobs.jetstream.headers import header_of, marker_of, number_of, seconds_of, status_of
+from natsjobs.jetstream.headers import PENDING, marker_of, number_of, status_of, stored_of
 from natsjobs.jetstream.wire import AWAY_WAIT, Wire
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Replicas:
                 answer.headers = headers
                 return None
             if status := status_of(headers):
-                return MORE if status == ALL and number_of(headers, b"Nats-Num-Pending") else status
+                return MORE if status == ALL and number_of(headers, PENDING) else status
             garbage.skipped("an answer", self.subject, body)
             return None
 
@@ -143,12 +143,7 @@ class Replicas:
 
 
 def _message(body: bytes, headers: bytes) -> Message | None:
-    subject, seq = header_of(headers, b"Nats-Subject"), number_of(headers, b"Nats-Sequence")
-    stored = header_of(headers, b"Nats-Time-Stamp")
-    if subject is None or seq is None or stored is None:
+    if (stored := stored_of(headers)) is None:
         return None
-    try:
-        at = seconds_of(stored.decode())
-    except ValueError:
-        return None
-    return Message(subject.decode("utf-8", "replace"), seq, body, at, marker_of(headers))
+    subject, seq, at = stored
+    return Message(subject, seq, body, at, marker_of(headers))

@@ -7,6 +7,18 @@ from datetime import datetime
 
 NOBODY = 503
 """The status line of an answer that says: nobody listens on this subject."""
+_SUBJECT, SEQUENCE, _STORED_AT, PENDING, _OPERATION, _REASON = (
+    b"\r\n%b: " % name
+    for name in (
+        b"Nats-Subject",
+        b"Nats-Sequence",
+        b"Nats-Time-Stamp",
+        b"Nats-Num-Pending",
+        b"KV-Operation",
+        b"Nats-Marker-Reason",
+    )
+)
+# For ``header_of`` and ``number_of``: names as the server spells them, with what surrounds them.
 _DIGITS = 18  # below 2 ** 63, like every sequence
 _MARKERS = {"MaxAge": "MaxAge", "Purge": "PURGE", "Remove": "DEL"}
 
@@ -18,12 +30,11 @@ def status_of(headers: bytes) -> int:
 
 
 def header_of(headers: bytes, name: bytes) -> bytes | None:
-    """The value of a header; ``name`` as the server spells it. Its own come last: one before them is the sender's."""
-    before = b"\r\n%b: " % name
-    start = headers.rfind(before)
+    """The value of a header; ``name``: one of above. The server's own come last: one before them is the sender's."""
+    start = headers.rfind(name)
     if start < 0:
         return None
-    start += len(before)
+    start += len(name)
     stop = headers.find(b"\r\n", start)
     return headers[start : stop if stop >= 0 else None]
 
@@ -36,14 +47,33 @@ def number_of(headers: bytes, name: bytes) -> int | None:
 
 def marker_of(headers: bytes) -> str | None:
     """What removal a message marks, if any: ``"PURGE"``, ``"DEL"`` or ``"MaxAge"``."""
-    if b"KV-Operation" not in headers and b"Nats-Marker-Reason" not in headers:
+    if headers.find(b"KV-Operation") < 0 and headers.find(b"Nats-Marker-Reason") < 0:
         return None  # nearly always
-    if (operation := header_of(headers, b"KV-Operation")) is not None:
+    if (operation := header_of(headers, _OPERATION)) is not None:
         return operation.decode("utf-8", "replace")
-    if (reason := header_of(headers, b"Nats-Marker-Reason")) is not None:
+    if (reason := header_of(headers, _REASON)) is not None:
         text = reason.decode("utf-8", "replace")
         return _MARKERS.get(text, text)
     return None
+
+
+def stored_of(headers: bytes) -> tuple[str, int, float] | None:
+    """Subject, sequence and time of a message that the server sends from a stream; ``None``: they do not say."""
+    subject: bytes | None
+    number: int | None
+    at: bytes | None
+    lines = headers.rpartition(_SUBJECT)[2].split(b"\r\n", 3)
+    if len(lines) == 4 and lines[1].startswith(SEQUENCE[2:]) and lines[2].startswith(_STORED_AT[2:]):  # always, so far
+        subject, digits, at = lines[0], lines[1][len(SEQUENCE) - 2 :], lines[2][len(_STORED_AT) - 2 :]
+        number = int(digits) if digits.isdigit() and len(digits) <= _DIGITS else None
+    else:
+        subject, number, at = header_of(headers, _SUBJECT), number_of(headers, SEQUENCE), header_of(headers, _STORED_AT)
+    if subject is None or number is None or at is None:
+        return None
+    try:
+        return subject.decode("utf-8", "replace"), number, seconds_of(at.decode())
+    except ValueError:
+        return None
 
 
 def seconds_of(text: str) -> float:

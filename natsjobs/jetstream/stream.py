@@ -22,7 +22,7 @@ from natsjobs.jetstream.acks import Ack, Posted, read_ack
 from natsjobs.jetstream.answers import Info, T, found_decoder, info_decoder
 from natsjobs.jetstream.direct import ALL, MORE, TOO_MANY, Answer, Replicas
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
-from natsjobs.jetstream.headers import NOBODY, marker_of, number_of, seconds_of, status_of
+from natsjobs.jetstream.headers import NOBODY, PENDING, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
@@ -148,7 +148,7 @@ class NatsStream:
             return None
         if not found.messages:
             return 0 if found.status == 404 else None
-        return len(found.messages) + (number_of(found.headers, b"Nats-Num-Pending") or 0)
+        return len(found.messages) + (number_of(found.headers, PENDING) or 0)
 
     async def _direct(self, query: object, *, in_turn: bool = True, refusals: Collection[int] = ()) -> Answer | None:
         """What any replica says; ``None``: silence. ``refusals`` are statuses that are no error."""

@@ -6,7 +6,7 @@ It adds closing to the transport's reader and nothing else; order, replay and th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -26,12 +26,24 @@ class _Ready(Protocol):
     """A reader that says what it has at hand: its events need no waiting, so nothing that could be interrupted."""
 
     @property
-    def hand(self) -> Iterator[StreamEvent | None]:
-        """The events that are here; ``None``: await ``more``."""
+    def hand(self) -> list[StreamEvent]:
+        """Events that are here, the next one last; always the same list."""
+        ...
+
+    def fill(self) -> bool:
+        """Put what is here into the empty ``hand``; whether there was anything."""
+        ...
+
+    def idle(self) -> Awaitable[None] | None:
+        """What is done when something is new, or it is closed; ``None``: there is more to do than to wait."""
+        ...
+
+    def forget(self) -> None:
+        """Nobody waits any more for what ``idle`` gave."""
         ...
 
     async def more(self) -> StreamEvent:
-        """The next event, when ``hand`` gave none. Raises as ``EventReader.__anext__`` does."""
+        """The next event, when the ``hand`` is empty. Raises as ``EventReader.__anext__`` does."""
         ...
 
 
@@ -48,11 +60,12 @@ class ReaderBlock:
         self._readers = readers
         self._require_open = require_open
         self._reader: EventReader | None = None
-        self._hand: Iterator[StreamEvent | None] = iter(())
-        self._more: Callable[[], Awaitable[StreamEvent]] | None = None
+        self._hand: list[StreamEvent] = []
+        self._ready: _Ready | None = None
         self._closed = False
         self._released = False
-        self._waiting: asyncio.Task[Any] | None = None
+        self._busy = False  # somebody waits for the next event
+        self._waiting: asyncio.Task[Any] | None = None  # who it is, while that could be interrupted
         self._before = 0
         self._interrupt: Interrupt | None = None
         self._idle = asyncio.Event()
@@ -68,7 +81,7 @@ class ReaderBlock:
             self._readers.discard(self)
             raise
         if isinstance(self._reader, _Ready) and not self._closed:
-            self._hand, self._more = self._reader.hand, self._reader.more
+            self._hand, self._ready = self._reader.hand, self._reader
         return self
 
     async def __aexit__(
@@ -80,18 +93,30 @@ class ReaderBlock:
         return self
 
     async def __anext__(self) -> StreamEvent:
-        if self._waiting is None and (event := next(self._hand, None)) is not None:
-            return event
+        if self._hand and not self._busy:
+            return self._hand.pop()
+        ready = self._ready
+        if not (self._closed or self._busy) and ready is not None and (news := ready.idle()) is not None:
+            # This is what every wake-up goes through. Closing the reader ends it: nothing has to be interrupted.
+            self._busy = True
+            try:
+                await news
+            except BaseException:
+                ready.forget()
+                raise
+            finally:
+                self._busy = False
+            if not self._closed and ready.fill():
+                return self._hand.pop()
         if self._closed or self._reader is None:
             raise NotOpenError(_LEFT)
-        return await self._unless_closed(self._more or self._reader.__anext__)
+        return await self._unless_closed(self._reader.__anext__)
 
     async def _unless_closed(self, call: Callable[[], Awaitable[_T]]) -> _T:
         task = asyncio.current_task()
-        if task is None or self._waiting is not None:
+        if task is None or self._busy:
             raise RuntimeError("a reader is used by one task at a time; subscribe once per task")
-        # This runs at every wake-up: what an interrupt needs is only noted here.
-        self._waiting, self._before = task, task.cancelling()
+        self._busy, self._waiting, self._before = True, task, task.cancelling()
         try:
             return await call()
         except asyncio.CancelledError:
@@ -99,7 +124,7 @@ class ReaderBlock:
                 raise NotOpenError(_LEFT) from None
             raise
         finally:
-            self._waiting = None
+            self._busy, self._waiting = False, None
             if self._interrupt is not None:
                 self._idle.set()
                 if (cut := await self._interrupt.release()) is not None:
@@ -128,14 +153,14 @@ class ReaderBlock:
 
     def lacks(self, ends: Mapping[str, str]) -> bool:
         """Whether somebody reads one of these generations (with the cursors of their ends) and has not got its end."""
-        if self._closed or self._reader is None or (self._waiting is None and self._reader.cursor is None):
+        if self._closed or self._reader is None or not (self._busy or self._reader.cursor is not None):
             return False
         generation = self._reader.job.generation
         return generation in ends and self._reader.cursor != ends[generation]
 
     async def close(self) -> None:
         """The manager is left: whoever waits for the next event gets ``NotOpenError``."""
-        self._closed, self._hand = True, iter(())
+        self._closed, self._hand = True, []
         if self._waiting is not None:
             self._interrupt = Interrupt("the JobManager was closed")
             self._interrupt.arm(self._waiting, before=self._before)
@@ -144,7 +169,7 @@ class ReaderBlock:
         await self._exit()
 
     async def _exit(self) -> None:
-        self._closed, self._hand = True, iter(())
+        self._closed, self._hand = True, []
         self._readers.discard(self)
         if self._reader is not None and not self._released:
             self._released = True

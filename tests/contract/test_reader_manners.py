@@ -104,6 +104,48 @@ async def test_a_reader_that_was_left_says_so(replica, read):
         await soon(anext(events))
 
 
+async def test_what_was_not_given_when_a_reader_was_left_is_not_given(replica, read):
+    """Events that were here already, too; the cursor is that of the one given last, so nothing is missed after it."""
+    await write(replica, list(range(10)))
+    async with read("s1") as events:
+        for n in range(4):
+            event = await anext(events)
+            assert (event.data, events.cursor) == (n, event.cursor)
+    assert events.cursor == event.cursor
+    with pytest.raises(NotOpenError):
+        await soon(anext(events))
+    async with read("s1", after=events.cursor) as events:
+        check_whole(await rest(events), list(range(10)), first=4)
+
+
+async def test_waits_that_were_cancelled_leave_nothing_behind(replica, replica_b, read):
+    """A heartbeat every second on a job that is quiet for hours: nobody keeps a note for each."""
+    await write(replica, ["a"], end=False)
+    async with read("s1") as events:
+        await take(events, 1)
+        for _ in range(20):
+            waiting = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        (tail,) = replica_b.transport._tails._tails.values()
+        assert not tail._waiters
+
+
+async def test_a_reader_is_used_by_one_task_at_a_time(replica, replica_b):
+    """The second one is told; the first one waits on and gets what comes."""
+    generation = await write(replica, ["a"], end=False)
+    async with replica_b.manager.subscribe("s1") as events:
+        await take(events, 1)
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="one task at a time"):
+            await anext(events)
+        await replica.transport.emit_chunk("s1", "b", generation=generation)
+        assert (await soon(waiting)).data == "b"
+
+
 async def test_a_reader_of_a_closed_manager_says_so(backend, replica):
     """Leaving the manager closes its readers."""
     viewer = await backend.replica(role="gateway")
