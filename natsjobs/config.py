@@ -80,7 +80,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     takes."""
     linger_unwatched: float = 0.5
     """The same for a run that nobody watches: viewers see nothing of it, for whoever subscribes gets at once what was
-    held back, and the log has fewer, fuller messages. 0: always ``linger``; no effect while that is 0.
+    held back, and the log has fewer, fuller messages. 0, or not longer than ``linger``: always that; no effect while
+    ``linger`` is 0.
 
     A run counts as watched for its first two seconds, and whenever it is not certain that nobody watches. What reads
     the log without subscribing (resume states, content, counts of events) may be this much behind what was emitted,
@@ -258,10 +259,5 @@ def _check_together(config: Config) -> None:
         )
     if timing.lease < 1.5:
         raise ConfigError("timing.lease", "at least 1.5: NATS counts TTLs in whole seconds")
-    if 0 < timing.linger_unwatched < timing.linger:
-        raise ConfigError(
-            "timing.linger_unwatched",
-            f"{timing.linger_unwatched} is shorter than timing.linger ({timing.linger}); 0: no difference is made",
-        )
     if retention.log < retention.running + retention.finished:
         raise ConfigError("retention.log", "must cover at least retention.running + retention.finished")

@@ -521,7 +521,7 @@ class Session:
                 if not viewer.follow and viewer.error is None and viewer.events:
                     assert viewer.events[-1].is_terminal
             await viewer.close()
-            viewer.check(logs, ends)
+            viewer.check(logs, ends, alive=self._lives(viewer.replica))
             self.seen += len(viewer.events)
         for who, watcher in self._watchers:
             removed = watcher.generation in self._removed

@@ -93,6 +93,8 @@ WORKS = {
         Work("burst-1", live.burst(1, 20_000), 3, 4),
         Work("burst-50", live.burst(50, 1_000), 3, 6),
         Work("burst-1000", live.burst(1_000, 50), 3, 9),
+        # For the cluster: three servers and two clients have more to do at 50 jobs than two cores can.
+        Work("paced-10", live.paced(10, 50, 5), 2, 8),
         Work("paced-50", live.paced(50, 50, 5, stored=True), 3, 7),
         Work("paced-500", live.paced(500, 5, 5), 2, 7),
         Work("paced-500-full", live.paced(500, 50, 1), 2, 7),

@@ -174,8 +174,8 @@ _CLUSTER = (
     ),
     _row(
         "r3-latency",
-        "three nodes R3 against one R1: p50, linger 0",
-        "paced-50",
+        "three nodes R3 against one R1: p50, 10 jobs at 50 events/s, linger 0",
+        "paced-10",
         "p50",
         "≤ 3",
         ours=OURS_R3_LINGER_0,
