@@ -79,13 +79,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     default was measured (``natsjobs bench paced-50``): at 50 events a second and job it takes 0.4 of the CPU that 0
     takes."""
     linger_unwatched: float = 0.5
-    """The same for a run that nobody watches: viewers see nothing of it, for whoever subscribes gets at once what was
-    held back, and the log has fewer, fuller messages. 0, or not longer than ``linger``: always that; no effect while
-    ``linger`` is 0.
+    """The same for a run that nobody watches and whose events come faster than ``linger``: the log has fewer, fuller
+    messages, and whoever subscribes gets at once what was held back. 0, or not longer than ``linger``: always that; no
+    effect while ``linger`` is 0.
 
-    A run counts as watched for its first two seconds, and whenever it is not certain that nobody watches. What reads
-    the log without subscribing (resume states, content, counts of events) may be this much behind what was emitted,
-    and so much more is lost with an owner that dies; ``flush`` stores everything."""
+    A run counts as watched until it has lingered for two seconds, and whenever it is not certain that nobody watches.
+    When the news of a subscriber is lost, it sees events this much later until the owner asks again (three leases).
+    What reads the log without subscribing (resume states, content, counts of events) may be this much behind what was
+    emitted, and so much more is lost with an owner that dies; ``flush`` stores everything."""
     request: float = 5.0
     """One request to NATS."""
     abort: float = 2.0

@@ -325,7 +325,7 @@ class EventTransport(Protocol):
         ...
 
     async def emit_chunk(self, stream_id: str, event: Any, *, generation: str | None = None) -> None:
-        """Queue one event, stored within ``timing.linger`` (``linger_unwatched``); waits only for room in the queue.
+        """Queue one event, sent within ``timing.linger`` (``linger_unwatched``); waits only for room in the queue.
 
         Raises:
             JobNotFoundError: No such job.

@@ -1,15 +1,15 @@
 """Group commit: the one writer of a generation on this replica.
 
-Owns the way from the queue (``backlog``) to the log. Guarantees: order of calls is order in the log; at most one append
-is in flight, so the chain has no holes; an event leaves the queue only when it is known to be stored, and a group is
-never regrouped before it is decided; a writer that lost the generation is told so, at once if somebody waits, else by
-its next call.
+Owns the way from the queue (``backlog``) to the log. Guarantees: order of calls is order in the log; one append is in
+flight at most, so the chain has no holes; an event leaves the queue only when it is known to be stored, a group is not
+regrouped before it is decided; a writer that lost the generation is told so, at once or by its next call.
 
 The linger: an event after a pause (nothing was sent for as long as the linger is) goes at once, that is at the end of
 this turn of the loop, with what else is emitted in it (``departures``). While more keep coming they are collected, the
-first of them for the linger at most, and leave together, with those of other writers (``linger``); nothing is held that
-fills a message or half of the queue. How long the linger is depends on whether anybody watches (``audience``). An
-append needs a task only while something is unusual: it is sent in one step, its acknowledgement goes on with the next.
+first of them for the linger at most, and leave together, with those of other writers (``linger``); nothing is held
+that fills the largest group or half of the queue. How long the linger is depends on whether anybody watches
+(``audience``). An append needs a task only while something is unusual: it is sent in one step, its acknowledgement goes
+on with the next.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Appender:
         """Why the last events of this generation are missing, if they are."""
         self._link, self._config, self._on_closed = context.link, context.config, on_closed
         self._on_held = on_held
-        self._spawn, self._headroom, self._pace = context.spawn, context.headroom, Pace(context.linger)
+        self._spawn, self._headroom, self._pace = context.spawn, context.headroom, Pace(context.linger, self)
         self._departures = context.departures
         self._chain = Chain(context, stream_id, generation, position)
         self._backlog = Backlog(context.config.limits)
@@ -150,11 +150,13 @@ class Appender:
         if self._busy or self._held or self._released or not self._backlog.events or self.closed is not None:
             return
         hurry = self._urgent or self._backlog.is_short or self._backlog.is_half_full
-        if not hurry and self._pace.holds(self):
+        if not hurry and self._pace.holds():
             return
-        self._pace.sent(self)
+        held = self._pace.sent()
         self._busy = True
         self._departures.join(self)
+        if held:
+            self._on_held(self)
 
     def depart(self) -> None:
         """The turn ends in which this was to be sent: what was queued in it goes together."""
@@ -162,7 +164,7 @@ class Appender:
             return
         try:
             sent = self._send_at_once()
-        except Exception:  # noqa: BLE001 - whatever it is, the task meets it too, and tells who waits
+        except Exception:  # noqa: BLE001 - if it stays, the task meets it too, and tells who waits
             sent = False
         if not sent:
             self._spawn(self._send(), name=f"natsjobs append {self.stream_id}")
@@ -175,13 +177,13 @@ class Appender:
 
     def collect(self, linger: Linger) -> None:
         """Collect this long from now on; with a shorter linger what is held back leaves at once."""
-        if self._pace.change(linger, self):
+        if self._pace.change(linger):
             self._kick()
 
     def release(self, why: Exception) -> None:
         """This replica closes: nothing is sent any more, and no timer is left; whoever waits here is told ``why``."""
         self._released = True
-        self._pace.let_go(self)
+        self._pace.let_go()
         self._fail(why)
 
     def _send_at_once(self) -> bool:
@@ -366,7 +368,7 @@ class Appender:
             self.terminal = terminal
             status, reason = (terminal.status, terminal.reason) if terminal else (None, None)
             self.closed = JobClosedError(self.stream_id, self.generation, status, reason)
-            self._pace.let_go(self)
+            self._pace.let_go()
             self._backlog.clear()
             self._fail(self.closed)
             self._on_closed(terminal)

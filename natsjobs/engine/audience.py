@@ -8,9 +8,9 @@ and *then* it is asked whether any replica has viewers: "no responders" means un
 Everything else means watched: an answer, silence, a refusal, NATS away, a join while the question was under way, a
 reconnect. It is asked again after leaves, and now and then: a replica may have died, and a join may have been lost.
 
-Guarantees that whoever joins has at once what was held back, that no emit waits for any of this, and that nothing is
-left when a run or the replica ends. It needs neither task nor timer while nothing is asked: what happens by itself
-happens when a message leaves that was held back, so a run that emits nothing costs nothing.
+Guarantees that whoever is heard to join has at once what was held back, that no emit waits for any of this, and that
+nothing is left when a run or the replica ends. It needs neither task nor timer while nothing is asked: what happens by
+itself happens when a message leaves that was held back, so a run that emits nothing costs nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Audience:
         self._context = context
         self._short, self._long = context.linger, context.linger_unwatched
         self._watches: dict[str, _Watch] = {}
-        self._here: dict[str, int] = {}  # subscribers on this replica, who need not be asked for
+        # Subscribers on this replica: a connection may not hear what it says itself (``no_echo``).
+        self._here: dict[str, int] = {}
         self._leaving: set[Interest] = set()
         self._forget: Callable[[], None] | None = None
         self._opened = self._told = False
@@ -105,8 +106,10 @@ class Audience:
         watch = self._watches.get(writer.stream_id)
         if watch is None or watch.writer is not writer:
             watch = self._begin(writer, watch)
-        watch.early -= self._short.seconds
-        if watch.early <= 0 and not watch.asking and time.monotonic() >= watch.ask_at:
+        now = time.monotonic()
+        watch.early -= min(self._short.seconds, now - watch.heeded)
+        watch.heeded = now
+        if watch.early <= 0 and not watch.asking and now >= watch.ask_at:
             watch.asking = True
             self._context.spawn(self._ask(watch), f"natsjobs audience of {writer.stream_id}")
 
@@ -115,7 +118,7 @@ class Audience:
             self._end(earlier)
         if self._forget is None:
             self._forget = self._context.link.on_reconnect(self._on_reconnect)
-        watch = self._watches[writer.stream_id] = _Watch(writer, _FIRST)
+        watch = self._watches[writer.stream_id] = _Watch(writer)
         return watch
 
     def forget(self, stream_id: str, generation: str) -> None:
@@ -142,13 +145,14 @@ class Audience:
         watch.writer.collect(self._short)
 
     def _on_leave(self, watch: _Watch) -> None:
-        watch.ask_at = min(watch.ask_at, time.monotonic() + _SOON * random.uniform(0.5, 1))  # noqa: S311
+        if watch.ask_at < math.inf:  # else it was denied, and would be again
+            watch.ask_at = min(watch.ask_at, _soon())
 
     def _on_reconnect(self) -> None:
         """Whoever came meanwhile was not heard."""
         for watch in self._watches.values():
             self._on_join(watch)
-            self._on_leave(watch)
+            watch.ask_at = min(watch.ask_at, _soon())
 
     async def _ask(self, watch: _Watch) -> None:
         pause = self._context.config.timing.lease * _EVERY
@@ -182,15 +186,20 @@ class Audience:
         return False
 
 
+def _soon() -> float:
+    return time.monotonic() + _SOON * random.uniform(0.5, 1)  # noqa: S311
+
+
 class _Watch:
     """One run that is, or may be, watched."""
 
-    __slots__ = ("ask_at", "asking", "closed", "early", "interest", "news", "writer")
+    __slots__ = ("ask_at", "asking", "closed", "early", "heeded", "interest", "news", "writer")
 
-    def __init__(self, writer: Writer, early: float) -> None:
+    def __init__(self, writer: Writer) -> None:
         self.writer = writer
-        self.early = early
+        self.early = _FIRST
         """How long it has still to linger before anything is asked, seconds."""
+        self.heeded = -math.inf
         self.interest: Interest | None = None
         self.ask_at = -math.inf
         self.news = 0

@@ -39,7 +39,7 @@ class Backlog:
     def __init__(self, limits: Limits) -> None:
         """Empty."""
         self._limits = limits
-        self._many, self._much = max(1, limits.queue_events // 2), min(GROUP_BYTES, limits.queue_bytes // 2)
+        self._many, self._much = max(1, limits.queue_events // 2), max(1, min(GROUP_BYTES, limits.queue_bytes // 2))
         self.events: deque[bytes] = deque()
         self.size = 0
         """Bytes of the events."""
@@ -63,7 +63,7 @@ class Backlog:
 
     @property
     def is_half_full(self) -> bool:
-        """Whether a message is full, or half of the room is taken: waiting for more would make producers wait."""
+        """Whether the largest group, or half of the room, is taken: waiting for more would make producers wait."""
         return self.size >= self._much or len(self.events) >= self._many
 
     @property

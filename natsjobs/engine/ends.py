@@ -13,6 +13,7 @@ of it, so whoever registers a callback later has missed nothing, and nothing has
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import time
@@ -215,8 +216,10 @@ class Ends:
         found = await self._context.link.events.newest(list(ends))
         if found is None:
             return watches
-        ended = [ends.pop(message.subject) for message in found if message.subject in ends]
-        return ended + await self._without_log([watch for watch in ends.values() if watch.looks.silent >= _SETTLED])
+        doubtful = [ends.pop(message.subject) for message in found if message.subject in ends]
+        with contextlib.suppress(UnavailableError):  # the ends that are known are not to wait for the next look
+            doubtful += await self._without_log([one for one in ends.values() if one.looks.silent >= _SETTLED])
+        return doubtful
 
     async def _without_log(self, watches: list[_Watch]) -> list[_Watch]:
         """Those of which a replica holds no log: by halves, for its answer says how many there are, and not which."""

@@ -1,8 +1,8 @@
 """What a reader has in its hand: the events that were read already, from the shared window or from pages of the log.
 
-Owns the position in a generation and the events between it and what was taken up, and knows what to wait for when
-there are none. It asks for nothing. Guarantees that the position is that of the events that were given, at every
-moment, and that after so many events in a row it gives none until others have had their turn.
+Owns the position in a generation and the events that were taken up and not given, and knows what to wait for when
+there are none. Guarantees that the cursor is that of the event given last, at every moment, and that after so many
+events in a row it gives none until others have had their turn.
 
 Here is all that is done for every event of every reader, so it is laid out to take few steps, and few objects: with a
 thousand readers in a process, what is touched at a wake-up costs more than what is done.
@@ -70,7 +70,7 @@ class Hand:
         return True
 
     def idle(self) -> asyncio.Future[None] | None:
-        """What to wait for before ``fill`` is tried again, as there is nothing else to do; ``None``: ask for ``more``.
+        """What to wait for before ``fill`` is tried again; ``None``: there is more to do than to wait.
 
         Whoever stops waiting, or is cancelled, calls ``forget``.
         """

@@ -78,10 +78,11 @@ class Linger:
 class Pace:
     """How long one writer collects, and the moment it waits for, if it does."""
 
-    __slots__ = ("_began", "_sent_at", "linger", "moment")
+    __slots__ = ("_began", "_held", "_sent_at", "linger", "moment")
 
-    def __init__(self, linger: Linger) -> None:
-        """Nothing was sent yet, so nothing is held."""
+    def __init__(self, linger: Linger, held: Held) -> None:
+        """Nothing was sent yet, so nothing is held. ``held``: the writer, who leaves when its moment has come."""
+        self._held = held
         self.linger = linger
         self.moment: Moment | None = None
         self._sent_at = -math.inf
@@ -91,34 +92,36 @@ class Pace:
         """The first event came that is not on its way: what follows waits with it, and no longer than it does."""
         self._began = time.monotonic()
 
-    def holds(self, held: Held) -> bool:
-        """Whether what is queued has to wait, because something was sent a moment ago. ``held.leave`` ends that."""
+    def holds(self) -> bool:
+        """Whether what is queued has to wait, because something was sent a moment ago. ``Held.leave`` ends that."""
         if time.monotonic() - self._sent_at >= self.linger.seconds:
             return False
-        self.moment = self.moment or self.linger.join(held, self._began + self.linger.seconds)
+        self.moment = self.moment or self.linger.join(self._held, self._began + self.linger.seconds)
         return self.moment is not None
 
-    def sent(self, held: Held) -> None:
-        """Everything that may leave now leaves now."""
-        self.let_go(held)
+    def sent(self) -> bool:
+        """Everything that may leave now leaves now; whether it was held and did not wait for its moment."""
+        held = self.let_go()
         self._sent_at = time.monotonic()
+        return held
 
     def over(self) -> None:
         """The moment has come: nothing holds what is queued, until something is sent."""
         self.moment = None
         self._sent_at = -math.inf
 
-    def let_go(self, held: Held) -> None:
-        """It waits no more."""
-        if self.moment is not None:
-            self.moment.discard(held)
-            self.moment = None
+    def let_go(self) -> bool:
+        """It waits no more; whether it did."""
+        moment, self.moment = self.moment, None
+        if moment is not None:
+            moment.discard(self._held)
+        return moment is not None
 
-    def change(self, linger: Linger, held: Held) -> bool:
+    def change(self, linger: Linger) -> bool:
         """Another linger from now on; whether what was held for a longer one is to leave now."""
         hurry = self.moment is not None and linger.seconds < self.linger.seconds
         self.linger = linger
         if hurry:
-            self.let_go(held)
+            self.let_go()
             self.over()
         return hurry

@@ -3,7 +3,7 @@
 Owns where to begin, what to do when the hand is empty and there is more to do than to wait, and the end. What was
 read already is the business of its base (``hand``): it takes from the shared window when its next event is there, and
 this reads pages of the log when it is not, so joining late, lagging and reconnecting are the same thing. Guarantees:
-every event after the cursor exactly once, in index order, then exactly one terminal record; the position moves only
+every event after the cursor exactly once, in index order, then exactly one terminal record; the cursor moves only
 when an event is handed out, so a cancelled ``__anext__`` loses nothing; what cannot be read any more is an error,
 never a gap (promises 1, 7).
 """

@@ -67,11 +67,22 @@ class HandlerSubscription:
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._left = self._calling = False
+        self.joined = False
+        """Whether it counts as a subscriber: ``forget`` has to undo that."""
 
-    async def start(self) -> None:
-        """Attach; when it returns nothing later is missed."""
+    async def attach(self) -> None:
+        """When it returns nothing later is missed. No handler is called before ``begin``."""
         self._reader = self._new_reader()
         await self._reader.start_live()
+
+    def begin(self) -> None:
+        """Call the handlers, for what has come since ``attach`` first.
+
+        Raises:
+            NotOpenError: Whoever owns it has closed it meanwhile.
+        """
+        if self._left:
+            raise NotOpenError("this transport was closed, or cleaned up, while the subscription was being made")
         self._task = self._tasks.spawn(self._run(), name="the handlers of a subscription")
 
     async def _run(self) -> None:

@@ -91,28 +91,35 @@ class EngineTransport:
         subscription = HandlerSubscription(
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
-        self._presence.approach(stream_id)
-        try:
-            await subscription.start()  # first: what an owner held back for nobody leaves as it hears of the join
-        except BaseException:
-            await self._presence.turn_back(stream_id)
-            await subscription.unsubscribe()
-            raise
-        try:
-            await self._presence.join(stream_id)
-        except BaseException:
-            await subscription.unsubscribe()
-            raise
         self._subscriptions.setdefault(stream_id, set()).add(subscription)
+        presence = self._presence
+        presence.approach(stream_id)
+        try:
+            try:
+                await presence.listen(stream_id)
+                await subscription.attach()  # before it joins: then an owner sends what it held back for nobody
+            except BaseException:
+                await presence.turn_back(stream_id)
+                raise
+            await presence.join(stream_id)
+            subscription.joined = True
+            try:
+                subscription.begin()
+            except NotOpenError:
+                await presence.leave(stream_id)
+                raise
+        except BaseException:
+            await subscription.unsubscribe()
+            raise
         return subscription
 
     def _forget(self, stream_id: str) -> Callable[[HandlerSubscription], Awaitable[None]]:
         async def forget(subscription: HandlerSubscription) -> None:
             known = self._subscriptions.get(stream_id, set())
-            if subscription in known:
-                known.discard(subscription)
-                if not known:
-                    self._subscriptions.pop(stream_id, None)
+            known.discard(subscription)
+            if not known:
+                self._subscriptions.pop(stream_id, None)
+            if subscription.joined:
                 await self._presence.leave(stream_id)
 
         return forget

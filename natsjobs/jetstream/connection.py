@@ -56,6 +56,7 @@ class Connection:
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._tasks = Tasks()
         self._recovering = False
+        self._whole = False  # the connection was taken up, with all interests
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -126,14 +127,30 @@ class Connection:
                 raise ConnectionLostError("it was closed before it was used")
             if self._tap is not None:
                 self._tap.remove(self)
-            self._tap = tap
+                if _is_crowded(self._tap):
+                    self._make_room()
+            self._tap, self._whole = tap, False
             tap.add(self)
             if not self._inbox.prefix:
                 self._inbox.prefix = f"{nc.new_inbox()}."
-                self._interests.add(WireInterest(self._inbox_subject, self._inbox.answered, self.forget))
+                answers = WireInterest(self._inbox_subject, self._inbox.answered, self.forget)
+                answers.confirmed = True  # nothing works without it: it is never the one too many
+                self._interests.add(answers)
             for interest in list(self._interests):
                 await interest.attach(tap)
         await self._sure(self._inbox_subject, started, deadline, new=True)
+
+    def _make_room(self) -> None:
+        """The server takes no more: those that it has not confirmed are not made again; if that is no help, the last.
+
+        Answers that came behind its refusal may have been taken for confirmations.
+        """
+        refused = [one for one in self._interests if not one.is_known(self._inbox.heard)]
+        if not refused and not self._whole:
+            others = [one for one in self._interests if one.subject != self._inbox_subject]
+            refused = sorted(others, key=lambda one: one.started)[-1:]
+        for interest in refused:
+            interest.refuse()
 
     @property
     def _inbox_subject(self) -> str:
@@ -212,6 +229,7 @@ class Connection:
 
     def _mark_up(self) -> None:
         self._since, self._failing = time.monotonic(), None
+        self._whole = True
         self._up.set()
 
     def on_closed(self) -> None:
@@ -338,9 +356,18 @@ class Connection:
 
 def _check_room(tap: Tap, subject: str, *, ours: bool) -> None:
     """nats-py closes the connection over one subscription too many; a new one is whole when nobody insists."""
+    if not ours and _is_crowded(tap):
+        raise too_many(subject)
+
+
+def _is_crowded(tap: Tap) -> bool:
     error = tap.nc.last_error
-    if error is not None and not ours and _TOO_MANY in str(error):
-        raise UnavailableError(
-            f"subscribing to {subject} was refused: {_TOO_MANY}; raise max_subscriptions of the server or the account, "
-            "or spread the followers over more processes"
-        )
+    return error is not None and _TOO_MANY in str(error)
+
+
+def too_many(subject: str) -> UnavailableError:
+    """What a subscription that was one too many means."""
+    return UnavailableError(
+        f"subscribing to {subject} was refused: {_TOO_MANY}; raise max_subscriptions of the server or the account, "
+        "or spread the followers over more processes"
+    )

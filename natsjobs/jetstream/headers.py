@@ -62,8 +62,10 @@ def stored_of(headers: bytes) -> tuple[str, int, float] | None:
     subject: bytes | None
     number: int | None
     at: bytes | None
-    lines = headers.rpartition(_SUBJECT)[2].split(b"\r\n", 3)
-    if len(lines) == 4 and lines[1].startswith(SEQUENCE[2:]) and lines[2].startswith(_STORED_AT[2:]):  # always, so far
+    _, found, rest = headers.rpartition(_SUBJECT)
+    lines = rest.split(b"\r\n", 3)
+    usual = found and len(lines) == 4
+    if usual and lines[1].startswith(SEQUENCE[2:]) and lines[2].startswith(_STORED_AT[2:]):  # always, so far
         subject, digits, at = lines[0], lines[1][len(SEQUENCE) - 2 :], lines[2][len(_STORED_AT) - 2 :]
         number = int(digits) if digits.isdigit() and len(digits) <= _DIGITS else None
     else:

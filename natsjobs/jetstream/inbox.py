@@ -212,7 +212,7 @@ class Inbox:
 class WireInterest:
     """A subscription that outlives the connection it was made on."""
 
-    __slots__ = ("_forget", "_handler", "_on", "_tap", "active", "before", "started", "subject")
+    __slots__ = ("_forget", "_handler", "_on", "_tap", "active", "before", "confirmed", "refused", "started", "subject")
 
     def __init__(self, subject: str, handler: Handler | None, forget: Callable[[WireInterest], None]) -> None:
         """``forget`` is called when it is over, so that nobody makes it again."""
@@ -225,6 +225,19 @@ class WireInterest:
         self.started = time.monotonic()
         self.before = 0
         """``Inbox.asked`` when it was sent: an answer to a later request proves that the server knows of it."""
+        self.confirmed = False
+        """Somebody has waited until the server knew of it."""
+        self.refused = False
+        """The server takes no more, and does not know of this one: it is not made again."""
+
+    def is_known(self, heard: float) -> bool:
+        """Whether the server has known of it; ``heard``: ``Inbox.heard``."""
+        return self.confirmed or heard > self.before
+
+    def refuse(self) -> None:
+        """It is over, and whoever waits for it is to hear why."""
+        self.refused, self.active = True, False
+        self._forget(self)
 
     def deliver(self, subject: str, reply: str, body: bytes, headers: bytes) -> None:
         """Hand one message over, unless it was unsubscribed."""

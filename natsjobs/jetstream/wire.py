@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from natsjobs.errors import EventTooLargeError, InvalidArgumentError, UnavailableError
-from natsjobs.jetstream.connection import Connection
+from natsjobs.jetstream.connection import Connection, too_many
 from natsjobs.jetstream.faults import RequestFailedError, translated
 from natsjobs.jetstream.headers import header_bytes
 from natsjobs.jetstream.inbox import Take, Then, WireInterest
@@ -166,4 +166,8 @@ class Wire(Connection):
 
         Raises as ``subscribe`` does; the interest stays.
         """
-        await self._sure(interest.subject, interest.started, time.monotonic() + limit, before=interest.before)
+        if not interest.refused:
+            await self._sure(interest.subject, interest.started, time.monotonic() + limit, before=interest.before)
+        if interest.refused:  # before that, or while it waited
+            raise too_many(interest.subject)
+        interest.confirmed = True

@@ -42,10 +42,6 @@ class _Ready(Protocol):
         """Nobody waits any more for what ``idle`` gave."""
         ...
 
-    async def more(self) -> StreamEvent:
-        """The next event, when the ``hand`` is empty. Raises as ``EventReader.__anext__`` does."""
-        ...
-
 
 class ReaderBlock:
     """``async with`` around a reader, and the reader itself."""

@@ -78,7 +78,7 @@ class JobRun:
     async def emit(self, event: object) -> None:
         """Send one event to every viewer and into the log; waits only for room in the queue.
 
-        It is encoded before this returns. The order is the order of the calls. It is stored, and seen, within
+        It is encoded before this returns. The order is the order of the calls. It is sent within
         ``timing.linger``; while nobody watches, within ``timing.linger_unwatched``. A failed write is raised by the
         next call or at the end; what was queued is kept.
 

@@ -1,7 +1,7 @@
 """One connection to the memory system, and when it is away.
 
 Owns the life of a connection: who holds it open, what is under way over it, and whose interests end with it. What
-goes over it is the business of ``stream`` and ``bus`` (``link`` puts them together).
+goes over it is the business of ``link`` and ``bus``.
 """
 
 from __future__ import annotations

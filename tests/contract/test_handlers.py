@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from making import start
 from waiting import Calls, Heard, eventually, soon
+
+from natsjobs import NotOpenError
 
 # -- handlers ----------------------------------------------------------------------------------------------------
 
@@ -165,6 +168,59 @@ async def test_a_handler_may_unsubscribe_its_own_subscription(replica):
     await other.until(4)
     await eventually(lambda: replica.transport.get_subscriber_count("s1") == 1)
     assert got == [0]
+
+
+async def test_no_handler_runs_before_subscribe_has_returned(replica, replica_b):
+    """Also while events come all the time: a handler may use the subscription that it belongs to."""
+    await start(replica)
+    stop, made, rounds, early = asyncio.Event(), [], [], Calls()
+
+    async def emitting() -> None:
+        while not stop.is_set():
+            await replica.transport.emit_chunk("s1", 1)
+            await replica.transport.flush("s1")
+
+    busy = asyncio.ensure_future(emitting())
+    heard = 0
+
+    def on_chunk(_: object) -> None:
+        nonlocal heard
+        heard += 1
+        if len(made) <= len(rounds):
+            early()
+
+    for number in range(20):
+        before = heard
+        made.append(await replica_b.transport.subscribe("s1", on_chunk=on_chunk))
+        await eventually(lambda before=before: heard > before)
+        await made[-1].unsubscribe()
+        rounds.append(number)
+    stop.set()
+    await soon(busy)
+    assert early.count == 0
+
+
+@pytest.mark.parametrize("leaving", ["cleanup", "destroy"])
+async def test_a_subscription_that_is_made_while_its_transport_leaves_holds_nothing(backend, replica, leaving):
+    """Wherever it is just then: it is refused, or gone with the others."""
+    await start(replica)
+    other = await backend.replica()
+    await other.transport.count_subscribers("s1")
+    idle = sorted(other.interests())
+    for turns in range(0, 40, 2):
+        transport = type(other.transport)(getattr(other, "nc", other.store))
+        await transport.count_subscribers("s1")
+        making = asyncio.ensure_future(transport.subscribe("s1", on_chunk=Calls()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await (transport.cleanup("s1") if leaving == "cleanup" else transport.destroy())
+        with contextlib.suppress(NotOpenError):
+            made = await soon(making)
+            if leaving == "cleanup":
+                await made.unsubscribe()
+        await eventually(lambda: sorted(other.interests()) == idle, what=f"nothing is left after {turns} turns")
+        assert transport.get_subscriber_count("s1") == 0
+        await transport.destroy()
 
 
 @pytest.mark.scenario(53)

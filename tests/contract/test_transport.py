@@ -251,7 +251,7 @@ async def test_a_loss_that_nobody_was_told_of_is_told_however_late(replica, repl
 async def test_what_was_emitted_is_stored_before_a_replica_closes(backend, replica):
     """Also where the job is another replica's, and the linger still holds it back."""
     generation = await start(replica)
-    other = await backend.replica(backend.config(timing={"linger": 1.0, "linger_unwatched": 1.0}))
+    other = await backend.replica(backend.config(timing={"linger": 1.0}))
     await emit_stored(other.transport, "s1", 0, generation=generation)
     for value in (1, 2):
         await other.transport.emit_chunk("s1", value, generation=generation)

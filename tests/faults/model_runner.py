@@ -18,7 +18,7 @@ from model import Asked, Drift, End, Log, Op, World, Written, after
 from model_viewers import Viewer, Watcher, end_in
 from waiting import eventually
 
-from natsjobs import Config
+from natsjobs import Config, ConnectionLostError
 from natsjobs.engine.wire import Cursor
 from natsjobs.errors import (
     GenerationReplacedError,
@@ -428,6 +428,8 @@ class Session:
         mine = [number for number, (who, _) in enumerate(self._slots) if who in owners]
         op = Op("kill", mine[0] if mine else op.replica, op.pick)
         who, replica = self._slots[op.replica]
+        told = [one.error for one in self._viewers if one.replica is replica]
+        assert not any(isinstance(error, ConnectionLostError) for error in told), told
         await replica.kill()
         self._dead.add(who)
         await self._replaced(op)

@@ -12,7 +12,7 @@ from backends import NatsBackend
 from strangers import Stranger
 from waiting import Calls, Heard, eventually, known
 
-from natsjobs.engine import presence
+from natsjobs.engine import census
 
 LEASE = 1.5
 
@@ -105,7 +105,7 @@ async def test_b1_a_busy_replica_that_misses_the_window_still_counts(
     """It answers from the third question on: nobody has left, until it says so."""
     _, left = await watched(backend)
     # The third answer is the last that counts, so it gets a window that also a machine under load does not miss.
-    frozen = Frozen(await Stranger.of(backend), lambda: monkeypatch.setattr(presence, "_COLLECT", 3.0))
+    frozen = Frozen(await Stranger.of(backend), lambda: monkeypatch.setattr(census, "_COLLECT", 3.0))
     frozen.answers_from = 3
     await frozen.join()
     await eventually(lambda: len(frozen.asked) >= 6)

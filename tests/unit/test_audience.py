@@ -11,12 +11,12 @@ import pytest
 from logged import EXACT, LINGER, Log
 from virtual_time import Virtual
 
-from natsjobs import JobClosedError
+from natsjobs import JobClosedError, PermissionDeniedError
 from natsjobs.engine import audience
 from natsjobs.engine.linger import Linger
 from natsjobs.engine.ports import NoRespondersError
 from natsjobs.memory import MemoryEventTransport, MemoryJobStore
-from natsjobs.memory.link import MemoryBus
+from natsjobs.memory.bus import MemoryBus
 
 UNWATCHED = 1000.0
 EVERY = 10.0
@@ -119,6 +119,77 @@ def test_what_never_lingers_listens_to_nobody(clock: Virtual) -> None:
     clock.run(scene(log(linger_unwatched=0), EVERY))
     clock.run(scene(log(linger_unwatched=LINGER), EVERY))
     clock.run(scene(log(linger=0), EVERY))
+
+
+def test_what_leaves_before_its_moment_was_held_too(clock: Virtual) -> None:
+    """Whoever flushes all the time lingers, a little each time; and is asked about like everybody else."""
+
+    async def scene() -> None:
+        made = log()
+        await made.start("a")
+        for _ in range(20):
+            for _ in range(3):
+                await made.emit("a", made.now + EVERY)
+            await made.transport.flush("a")
+        assert made.heard()
+        await made.close()
+
+    clock.run(scene())
+
+
+def test_a_run_that_flushes_lingers_only_as_long_as_it_does(clock: Virtual, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty flushes are not twenty lingers: it counts as watched until that time has passed."""
+    monkeypatch.setattr(audience, "_FIRST", 10 * LINGER)
+
+    async def scene() -> None:
+        made = log()
+        await made.start("a")
+        while made.now < 9 * LINGER:
+            for _ in range(2):
+                await made.emit("a", made.now + EVERY)
+            await made.transport.flush("a")
+        assert not made.heard()
+        while made.now < 30 * LINGER:
+            for _ in range(2):
+                await made.emit("a", made.now + EVERY)
+            await made.transport.flush("a")
+        assert made.heard()
+        await made.close()
+
+    clock.run(scene())
+
+
+def test_who_was_denied_is_not_denied_again_when_viewers_leave(clock: Virtual) -> None:
+    """Until there is another connection, nothing else can be expected."""
+
+    async def scene() -> None:
+        made = log()
+        await made.start("a")
+        asked = 0
+        bus = made.store.link.bus
+        gather = bus.gather
+
+        async def denied(subject: str, *_: Any, **__: Any) -> list[bytes]:
+            nonlocal asked
+            asked += 1
+            raise PermissionDeniedError("asking", subject=subject)
+
+        bus.gather = denied  # type: ignore[method-assign]
+        await made.emit_every(EVERY, 3 * UNWATCHED)
+        assert asked == 1
+        for _ in range(3):
+            viewer, _ = await watch(made.transport)
+            await viewer.unsubscribe()
+            await made.emit_every(EVERY, made.now + 3 * UNWATCHED)
+        assert asked == 1
+        bus.gather = gather  # type: ignore[method-assign]
+        made.store.link.disconnect()
+        made.store.link.reconnect()
+        await made.emit_every(EVERY, made.now + 3 * UNWATCHED)
+        await collects(made, UNWATCHED)
+        await made.close()
+
+    clock.run(scene())
 
 
 def test_an_unwatched_run_needs_no_task(clock: Virtual) -> None:

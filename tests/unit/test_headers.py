@@ -39,6 +39,12 @@ def test_without_one_of_them_it_is_no_stored_message(missing: int) -> None:
     assert stored_of(block(*(line for place, line in enumerate(OWN) if place != missing))) is None
 
 
+def test_the_version_is_no_subject() -> None:
+    """What stands before the first header is none, wherever the others begin."""
+    assert stored_of(block(OWN[2], OWN[3], OWN[0])) is None
+    assert stored_of(block(OWN[2], OWN[3])) is None
+
+
 @pytest.mark.parametrize("wrong", [b"Nats-Sequence: 1x", b"Nats-Sequence: ", b"Nats-Sequence: " + b"9" * 19])
 def test_a_sequence_is_a_number_of_the_stream(wrong: bytes) -> None:
     """Everything else is somebody's text."""

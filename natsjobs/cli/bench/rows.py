@@ -204,6 +204,14 @@ _LIMITS = (
         ours=OURS_LINGER_0,
         other=BARE_JETSTREAM,
     ),
+    _row(
+        "limit-latency",
+        "p50, linger 0, against nats-py publish, which nothing stores",
+        "paced-50",
+        "p50",
+        ours=OURS_LINGER_0,
+        other=BARE,
+    ),
     _row("limit-burst", "burst, 1 job, against nats-py publish", "burst-1", "emitted/s", other=BARE),
     _row(
         "limit-delivery",
