@@ -130,6 +130,7 @@ class Audience:
     def _end(self, watch: _Watch) -> None:
         del self._watches[watch.writer.stream_id]
         watch.closed = True
+        watch.writer.collect(self._short)  # nobody would tell it of a join
         if watch.interest is not None:
             self._leaving.add(watch.interest)
             self._context.spawn(self._unsubscribe(watch.interest), "natsjobs audience leaves")
@@ -159,7 +160,7 @@ class Audience:
         watch.ask_at = time.monotonic() + pause * random.uniform(0.8, 1.2)  # noqa: S311
         news, linger = watch.news, None
         try:
-            if await self._is_deserted(watch) and watch.news == news:
+            if await self._is_deserted(watch) and watch.news == news and not watch.closed:
                 linger = self._long
         finally:
             watch.asking = False

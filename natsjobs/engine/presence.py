@@ -164,19 +164,26 @@ class Presence:
             await watch.close()
 
     async def close(self, stream_id: str | None = None, *, patience: float | None = None) -> None:
-        """Drop interest and callbacks of one stream id, or of all; ``patience`` as in ``Tasks.close``."""
+        """Drop callbacks of one stream id, or of all and interest too; ``patience`` as in ``Tasks.close``.
+
+        Whoever is here leaves by himself, and whoever is on his way meanwhile is found as ever.
+        """
         for name in [stream_id] if stream_id is not None else {*self._watches, *self._counts, *self._near}:
             watch = self._watches.pop(name, None)
             if watch is not None:
                 await watch.close(patience)
-            interest = self._interests.pop(name, None)
-            if interest is not None:
-                await interest.unsubscribe()
-            if count := self._counts.pop(name, 0):
-                self._audience.go(name, count)
-                await self._announce(name, "leave")
             self._census.forget(name)
-            self._near.pop(name, None)
+            if stream_id is None:
+                await self._abandon(name)
+
+    async def _abandon(self, name: str) -> None:
+        interest = self._interests.pop(name, None)
+        if interest is not None:
+            await interest.unsubscribe()
+        if count := self._counts.pop(name, 0):
+            self._audience.go(name, count)
+            await self._announce(name, "leave")
+        self._near.pop(name, None)
 
 
 class LeftRegistration:

@@ -217,7 +217,7 @@ class LogReader(Hand):
 
     async def more(self) -> StreamEvent:
         """The next event, when the ``hand`` is empty. Lets others run."""
-        while not self.fill():
+        while not (self.hand or self.fill()):
             if self._closed or self._ended:
                 self._refuse()
             if self._burst >= BURST:
@@ -275,6 +275,8 @@ class LogReader(Hand):
         """Bring the batches that follow the position, from the log, into ``_ahead``."""
         assert self._ahead is not None
         page = await self._ahead.read(self._position, self._seq)
+        if self._closed:
+            return  # meanwhile, by somebody else
         self._paging = True
         if page.batches:
             self._doubts = Doubts()
@@ -309,6 +311,9 @@ class LogReader(Hand):
             tail = await self._tails.enter(self._stream_id, generation)
         except HistoryLostError:
             self._given, self._record = generation, record
+            return
+        if self._closed:  # meanwhile, by somebody else, who knew nothing of this tail
+            await self._tails.leave(tail)
             return
         previous, self._record = self._tail, record
         self._enter(tail)

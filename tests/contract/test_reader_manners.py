@@ -146,6 +146,24 @@ async def test_a_reader_is_used_by_one_task_at_a_time(replica, replica_b):
         assert (await soon(waiting)).data == "b"
 
 
+async def test_two_tasks_at_one_reader_of_the_transport_mix_up_nothing(replica, replica_b):
+    """They should not, and nobody stops them there: between them they get every event once, in order."""
+    await write(replica, [], end=False)
+    async with replica_b.transport.read("s1") as events:
+        (tail,) = replica_b.transport._tails._tails.values()
+        tail._held = []  # as during a look: what comes meanwhile is told at once
+        waiting = [asyncio.ensure_future(anext(events)) for _ in range(2)]
+        for message in ((0, 1, 2), (3, 4, 5)):
+            for value in message:
+                await replica.transport.emit_chunk("s1", value)
+            await replica.transport.flush("s1")
+        await eventually(lambda: len(tail._held) == 2)
+        tail._release()
+        got = [await soon(one) for one in waiting]
+        assert sorted(values(got)) == [0, 1]
+        assert values(await take(events, 4)) == [2, 3, 4, 5]
+
+
 async def test_a_reader_of_a_closed_manager_says_so(backend, replica):
     """Leaving the manager closes its readers."""
     viewer = await backend.replica(role="gateway")

@@ -171,6 +171,35 @@ async def test_a_page_that_was_asked_for_too_early_changes_no_answer(many: Timel
     await eventually(lambda: not [task for task in asyncio.all_tasks() if "natsjobs page" in task.get_name()])
 
 
+@pytest.mark.parametrize("second", [False, True], ids=["who_joins", "who_comes_next"])
+async def test_whoever_joins_beside_a_cleanup_is_found(many: Timelines, second: bool) -> None:
+    """It drops who is there. Who is on his way stays heard, and turning back he takes nothing from who came next."""
+    owner, viewer = await many.add(), await many.add()
+    await owner.store.create_job("s", "u")
+    answering, answered = asyncio.Event(), asyncio.Event()
+
+    async def held_up(subject: str) -> None:
+        del subject
+        answering.set()
+        await soon(answered.wait())
+
+    viewer.link.records.after_last = held_up
+    attaching = asyncio.ensure_future(viewer.transport.read("s").__aenter__())
+    await soon(answering.wait())
+    viewer.link.records.after_last = None
+    await viewer.transport.cleanup("s")
+    if second:
+        await viewer.transport.read("s").__aenter__()
+        attaching.cancel()
+    else:
+        answered.set()
+    await asyncio.wait([attaching])
+    assert viewer.transport.get_subscriber_count("s") == 1
+    assert await owner.transport.count_subscribers("s") == 1
+    await viewer.transport.cleanup("s")
+    assert await owner.transport.count_subscribers("s") == 0
+
+
 async def _first(viewer: HookedReplica, stream_id: str, after: str | None, count: int) -> list[StreamEvent]:
     async with viewer.manager.subscribe(stream_id, after=after) as events:
         return await take(events, count)

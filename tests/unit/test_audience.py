@@ -12,7 +12,7 @@ from logged import EXACT, LINGER, Log
 from virtual_time import Virtual
 
 from natsjobs import JobClosedError, PermissionDeniedError
-from natsjobs.engine import audience
+from natsjobs.engine import audience, census
 from natsjobs.engine.linger import Linger
 from natsjobs.engine.ports import NoRespondersError
 from natsjobs.memory import MemoryEventTransport, MemoryJobStore
@@ -527,11 +527,45 @@ def test_the_writer_that_was_heard_last_is_the_one_that_is_watched(clock: Virtua
         audience.forget("a", "g1")
         viewing = await made.other()
         await watch(viewing)
-        assert (old.linger, new.linger) == (UNWATCHED, LINGER)
+        assert (old.linger, new.linger) == (LINGER, LINGER)
         audience.forget("a", "g2")
         await asyncio.sleep(1)
         assert not made.heard()
         await made.close(viewing)
+
+    clock.run(scene())
+
+
+def test_whoever_is_listened_for_no_more_collects_for_the_linger(
+    clock: Virtual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would tell it of a join: also when it was being asked for while another writer came."""
+
+    async def scene() -> None:
+        made = log()
+        await made.start()
+        old, new = Pen("g1"), Pen("g2")
+        audience = made.store.replica.audience
+        audience.heed(old)
+        await asyncio.sleep(1)
+        assert old.linger == UNWATCHED
+        audience.heed(new)
+        assert old.linger == LINGER
+        await asyncio.sleep(1)
+        answered, deserted = asyncio.Event(), census.is_deserted
+
+        async def held_up(*asked: Any) -> bool:
+            await answered.wait()
+            return await deserted(*asked)
+
+        monkeypatch.setattr(census, "is_deserted", held_up)
+        audience.heed(old)
+        await asyncio.sleep(1)
+        audience.heed(new)
+        answered.set()
+        await asyncio.sleep(1)
+        assert (old.linger, new.linger) == (LINGER, UNWATCHED)
+        await made.close()
 
     clock.run(scene())
 
