@@ -72,8 +72,14 @@ class HandlerSubscription:
 
     async def attach(self) -> None:
         """When it returns nothing later is missed. No handler is called before ``begin``."""
-        self._reader = self._new_reader()
-        await self._reader.start_live()
+        reader = self._new_reader()
+        try:
+            await reader.start_live()
+            self._check()
+        except BaseException:
+            await reader.close()
+            raise
+        self._reader = reader
 
     def begin(self) -> None:
         """Call the handlers, for what has come since ``attach`` first.
@@ -81,9 +87,12 @@ class HandlerSubscription:
         Raises:
             NotOpenError: Whoever owns it has closed it meanwhile.
         """
+        self._check()
+        self._task = self._tasks.spawn(self._run(), name="the handlers of a subscription")
+
+    def _check(self) -> None:
         if self._left:
             raise NotOpenError("this transport was closed, or cleaned up, while the subscription was being made")
-        self._task = self._tasks.spawn(self._run(), name="the handlers of a subscription")
 
     async def _run(self) -> None:
         while not self._left and self._reader is not None:

@@ -283,6 +283,8 @@ class Connection:
         except BaseException:
             await nc.close()
             raise
+        if nc.is_closed:  # behind the answer that it was taken up; nobody tells us of that once more
+            raise UnavailableError(f"the new connection was closed again: {nc.last_error}")
         self.on_connected()
 
     async def _until_up(self, limit: float) -> bool:
