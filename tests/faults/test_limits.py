@@ -248,7 +248,7 @@ async def view(jobs: JobManager, stream_id: str, seen: list[StreamEvent]) -> Non
     """Read a job to its end."""
     async with jobs.subscribe(stream_id) as events:
         async for event in events:
-            seen.append(event)
+            seen.append(event)  # noqa: PERF401 - others look on
 
 
 async def test_one_subscription_too_many_is_refused_and_disturbs_nobody(tmp_path: Path, row: Row) -> None:
