@@ -223,8 +223,7 @@ class JobStore(Protocol):
     async def get_resume_state(self, stream_id: str) -> ResumeState | None:
         """Folded from the log up to its ``cursor``; ``None``: no such job.
 
-        Like all that reads the log without subscribing it may be ``timing.linger`` behind what was emitted, without
-        any subscriber ``timing.linger_unwatched``; whoever subscribes after ``cursor`` has the rest at once.
+        It may be ``timing.linger`` (``linger_unwatched``) behind what was emitted; whoever subscribes has that at once.
         """
         ...
 

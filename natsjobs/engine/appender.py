@@ -58,10 +58,9 @@ class Appender:
         self.last_stored = time.monotonic()
         self.refused: StreamFullError | PermissionDeniedError | None = None
         """Why the last events of this generation are missing, if they are."""
-        self._link, self._config, self._on_closed = context.link, context.config, on_closed
-        self._on_held = on_held
-        self._spawn, self._headroom, self._pace = context.spawn, context.headroom, Pace(context.linger, self)
-        self._departures = context.departures
+        self._link, self._on_closed, self._on_held = context.link, on_closed, on_held
+        self._spawn, self._headroom, self._departures = context.spawn, context.headroom, context.departures
+        self._pace = Pace(context.linger, self)
         self._chain = Chain(context, stream_id, generation, position)
         self._backlog = Backlog(context.config.limits)
         self._error: Exception | None = None

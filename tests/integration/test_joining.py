@@ -88,14 +88,19 @@ async def test_whoever_joins_behind_one_message_reads_no_page(many: Timelines) -
         assert not [msg for msg in asked if b"next_by_subj" in msg.data]
 
 
-async def test_who_resumes_asks_for_everything_at_once(many: Timelines) -> None:
-    """Record, newest message and the page that the cursor points to: one round trip, and one page."""
+async def half_read(many: Timelines) -> tuple[HookedReplica, HookedReplica, str]:
+    """A job of ten events, its owner, and a viewer that has left behind the fifth, with its cursor."""
     owner, viewer = await many.add(), await many.add()
     job = await owner.store.create_job("s", "u")
     for number in range(10):
         await emit_stored(owner.transport, "s", number, generation=job.generation)
     async with viewer.manager.subscribe("s") as events:
-        cursor = (await take(events, 5))[-1].cursor
+        return owner, viewer, (await take(events, 5))[-1].cursor
+
+
+async def test_who_resumes_asks_for_everything_at_once(many: Timelines) -> None:
+    """Record, newest message and the page that the cursor points to: one round trip, and one page."""
+    _, viewer, cursor = await half_read(many)
     record, questions = asyncio.Event(), f"$JS.API.DIRECT.GET.{many.subjects.events_stream}"
 
     async def held_up(subject: str) -> None:
@@ -141,12 +146,7 @@ async def test_who_reads_an_older_job_asks_for_its_first_page_at_once(many: Time
 
 async def test_a_page_that_was_asked_for_too_early_changes_no_answer(many: Timelines) -> None:
     """Neither a wrong place in the log nor a replaced generation; and who turns back leaves nothing."""
-    owner, viewer = await many.add(), await many.add()
-    job = await owner.store.create_job("s", "u")
-    for number in range(10):
-        await emit_stored(owner.transport, "s", number, generation=job.generation)
-    async with viewer.manager.subscribe("s") as events:
-        cursor = (await take(events, 5))[-1].cursor
+    owner, viewer, cursor = await half_read(many)
     place, _, hint = cursor.rpartition("-")
     for wrong in ("0", "1", str(int(hint) + 3), "9" * 15):
         assert values(await soon(_first(viewer, "s", f"{place}-{wrong}", 5))) == [5, 6, 7, 8, 9]
