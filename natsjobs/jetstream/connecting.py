@@ -23,7 +23,7 @@ from natsjobs.config import RECONNECT_WAIT
 from natsjobs.errors import ConfigError, UnavailableError
 from natsjobs.jetstream.credentials import check_url, ready, secrets_of, split_urls, without_user
 from natsjobs.jetstream.faults import translated
-from natsjobs.jetstream.tap import drop_socket
+from natsjobs.jetstream.socket import drop_socket
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ functions and raw header bytes. Three things are not to be had from nats-py's pu
 - *Callbacks* of a connection that was given to us. They are chained (the user's go on working) and put back at the
   end; without them a lost connection could not be noticed, so an unknown nats-py is refused.
 - *Lean delivery.* nats-py parses every header into a dictionary and wakes a task for every message, which is most of
-  the cost of a small one. Messages of our own subscriptions go straight from its parser to the handler.
+  the cost of a small one. Messages of our own subscriptions go straight from the socket to the handler (``frames``),
+  and from nats-py's parser to it where nats-py is in the middle of reading.
 - *Sending without waiting.* ``Client.publish`` may swallow a cancellation and may buffer for hours what then arrives
   late. Our commands go into its buffer in one step, and leave it again when the connection breaks (B9).
 
@@ -32,6 +33,7 @@ from nats.errors import Error as NatsError
 
 from natsjobs.errors import UnsupportedServerError
 from natsjobs.jetstream.headers import header_bytes, raw_headers
+from natsjobs.jetstream.socket import drop_socket, read_no_more, read_past, socket_of
 from natsjobs.jetstream.turn import TurnEnd
 from natsjobs.tasks import Tasks
 
@@ -132,9 +134,13 @@ class Tap:
             setattr(self._inner, name, self._ours[name])
         self._saved |= self._below
         self._below = {}
+        if self.direct:
+            read_past(self.nc, self._hand_over)
 
     def _uninstall(self) -> None:
         """Put back what was there; what somebody else put in meanwhile stays (ours below it only passes on)."""
+        if self.direct:
+            read_no_more(self.nc)
         for name, ours in self._ours.items():
             theirs = self._saved[name]
             if getattr(self._inner, name) != ours:
@@ -163,6 +169,8 @@ class Tap:
         await self._pass_on("_disconnected_cb")
 
     async def _reconnected(self) -> None:
+        if self.direct:
+            read_past(self.nc, self._hand_over)
         self._tell("on_connected")
         await self._pass_on("_reconnected_cb")
 
@@ -221,23 +229,28 @@ class Tap:
             await _uncancelled(subscription.unsubscribe())
 
     async def _deliver(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        handler = self._handlers.get(sid)
-        if handler is None:
+        """What nats-py has read itself."""
+        if not self._hand_over(sid, subject, reply, data, headers or b""):
             await self._saved["_process_msg"](sid, subject, reply, data, headers)
-            return
+
+    def _hand_over(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> bool:
+        """Give one message to whom it belongs; whether that is for us to do."""
+        handler = self._handlers.get(sid)
+        if handler is None and sid in self._inner._subs:
+            return False
         stats = self._inner.stats
         stats["in_msgs"] += 1
         stats["in_bytes"] += len(data)
+        if handler is None:  # it came after the end of its subscription
+            return True
         try:
             # Whoever publishes may use any bytes; what is no UTF-8 is no subject of ours.
             handler(
-                subject.decode("utf-8", "replace"),
-                reply.decode("utf-8", "replace") if reply else "",
-                data,
-                headers or b"",
+                subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace") if reply else "", data, headers
             )
         except Exception:  # noqa: BLE001 - anything that left here would end nats-py's reading for good
             _log.exception("handler of %s failed", subject)
+        return True
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -282,7 +295,7 @@ class Tap:
     def _write_out(self) -> None:
         """Write what this turn of the loop has made, at once where the socket takes it; else nats-py waits for it."""
         inner = self._inner
-        socket = getattr(getattr(inner._transport, "_io_writer", None), "transport", None)
+        socket = socket_of(self.nc)
         if inner.is_connected and socket is not None and not (socket.is_closing() or socket.get_write_buffer_size()):
             if inner._pending:
                 socket.writelines(inner._pending)
@@ -362,14 +375,6 @@ def tap_of(nc: Client) -> Tap:
     if tap is None or tap.nc is not nc:
         tap = _taps[id(nc)] = Tap(nc)
     return tap
-
-
-def drop_socket(nc: Client) -> None:
-    """End the socket of a client now, whatever it has not sent; nats-py may not know of it, or wait for it too long."""
-    inner: Any = nc
-    writer = getattr(getattr(inner, "_transport", None), "_io_writer", None)
-    if writer is not None:
-        writer.transport.abort()
 
 
 def server_info(nc: Client) -> Mapping[str, Any]:
