@@ -28,6 +28,7 @@ from natsjobs.errors import (
 
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+NO_LEADER = 10008
 OTHER_CONFIG = 10058
 WRONG_SEQUENCE = frozenset({10071, 10164})
 FULL = frozenset({10002, 10023, 10027, 10028, 10047, 10077})
@@ -142,7 +143,7 @@ def of_server(error: ServerError, doing: str) -> Exception:
         return UnsupportedServerError(f"{text}; the stream needs allow_msg_ttl, which can be switched on")
     if code in NOT_POSSIBLE or code == OTHER_CONFIG:
         return UnsupportedServerError(f"{text}{_ADVICE.get(code, '')}")
-    # Everything else: no leader yet (10008), overloaded, shutting down. Nothing was done, and it may pass.
+    # Everything else: no leader yet, overloaded, shutting down. Nothing was done, and it may pass.
     return UnavailableError(text)
 
 

@@ -229,7 +229,7 @@ class NatsStream:
         if not isinstance(taken, tuple):
             await self._nobody(doing, started)
         answer = cast("T", taken[0])
-        refused = answer.error
+        refused = answer.refusal
         if refused is not None and refused.err_code != NO_MESSAGE:
             raise await self._refused(refused, doing, started)
         self._wire.went_well()

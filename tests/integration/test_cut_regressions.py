@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from jetstream_kit import Server, config, server, space
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 from timeline_kit import Timelines
 from waiting import emit_stored, eventually, take
 
@@ -67,6 +71,54 @@ async def test_a_page_says_nothing_about_the_leader(tmp_path: Path) -> None:
             assert here.link.connected_since is None
             await here.append(b"2")
             assert here.link.connected_since is not None
+
+
+class Replica:
+    """Answers what is asked about streams, as one replica does that has them all, and may know of no leader."""
+
+    def __init__(self, nc: Client) -> None:
+        self.leader = "n1"
+        self._nc = nc
+
+    async def __call__(self, message: Msg) -> None:
+        """One question."""
+        found = json.loads((await self._nc.request("$JS.API.STREAM.LIST", timeout=5)).data)["streams"]
+        known = [one for one in found if one["config"]["name"] == message.subject.split(".")[1]]
+        if known:
+            cluster = {"name": "c", "leader": self.leader} if self.leader else {"name": "c"}
+            await message.respond(json.dumps({**known[0], "cluster": cluster}).encode())
+        else:
+            await message.respond(b'{"error":{"code":404,"err_code":10059,"description":"stream not found"}}')
+
+
+async def test_a_replica_without_a_leader_keeps_nobody_with_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """B4: a node that was cut off describes its streams for ever, though it knows that they have no leader."""
+    monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
+    about = '"$JS.API.STREAM.INFO.*": "about.$1"'
+    first, second = Server(tmp_path, f"{JETSTREAM}mappings: {{{about}}}\n"), Server(tmp_path, JETSTREAM)
+    first.start()
+    second.start()
+    link = NatsLink.dial([first.url, second.url], config(request=0.5), dont_randomize=True)
+    nc = await nats.connect(first.url)
+    try:
+        replica = Replica(nc)
+        await nc.subscribe("about.*", cb=replica.__call__)
+        await nc.flush()
+        await link.open()
+        assert (await link.records.state()).last_seq == 0
+        moved = asyncio.Event()
+        link.on_reconnect(moved.set)
+        replica.leader = ""
+        while not moved.is_set():
+            with pytest.raises(UnavailableError, match="knows of no leader"):
+                await link.records.state()
+            await asyncio.sleep(0.1)
+        assert link.nc.connected_url.port == second.port
+    finally:
+        await link.close()
+        await nc.close()
+        first.stop()
+        second.stop()
 
 
 async def test_one_silent_request_among_answered_ones_moves_nobody(tmp_path: Path, monkeypatch: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from jetstream_kit import Space, cluster, config, leader_of, space
 from timeline_kit import DeafProxy
@@ -289,6 +291,16 @@ async def test_a_read_that_nobody_answers_is_asked_again(newest_server: str) -> 
                 assert await reading
 
 
+async def answers_without_a_leader(made: Space) -> bool:
+    """Whether the server goes so far as to describe a stream of which it knows no leader, as if nothing were wrong."""
+    try:
+        reply = await made.nc.request(f"$JS.API.STREAM.INFO.{made.names.events_stream}", timeout=1)
+    except nats.errors.TimeoutError:
+        return False  # it has not noticed yet
+    answer = json.loads(reply.data)
+    return "error" not in answer and "leader" not in answer["cluster"]
+
+
 async def test_no_leader_fails_at_once_and_nothing_was_stored(tmp_path: Path) -> None:
     """Two of three servers gone: the engine hears it in no time, and backs off itself."""
     async with cluster(tmp_path) as (servers, made):
@@ -310,6 +322,11 @@ async def test_no_leader_fails_at_once_and_nothing_was_stored(tmp_path: Path) ->
 
         await eventually(fails_at_once, within=40)
         assert made.link.connected_since is None
+        await eventually(lambda: answers_without_a_leader(made), within=40)
+        for question in (made.link.events.state(), made.link.events.subjects(made.scope)):
+            with pytest.raises(UnavailableError, match="knows of no leader"):
+                await question
+        assert made.link.connected_since is None, "what it was when the others went says nothing of how it is"
         servers[leader].start()
         servers[others[0]].start()
 
