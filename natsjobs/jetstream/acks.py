@@ -58,13 +58,13 @@ def read_ack(body: bytes, headers: bytes, stream: str, domain: str | None) -> Ac
 class Posted:
     """An append that was sent without waiting: implements the port ``Sent``."""
 
-    __slots__ = ("_done", "_judge", "_waiting", "_went_well")
+    __slots__ = ("_done", "_judge", "_stored", "_waiting")
 
     def __init__(
-        self, done: Callable[[int], None], went_well: Callable[[], None], judge: Callable[[Waiting], Awaitable[int]]
+        self, done: Callable[[int], None], stored: Callable[[], None], judge: Callable[[Waiting], Awaitable[int]]
     ) -> None:
-        """``done`` as in ``Stream.send``; ``judge`` says what became of it when it was not simply stored."""
-        self._done, self._went_well, self._judge = done, went_well, judge
+        """``done`` as in ``Stream.send``; ``stored`` is called when it is; ``judge`` says what else became of it."""
+        self._done, self._stored, self._judge = done, stored, judge
         self._waiting: Waiting | None = None
 
     def ended(self, waiting: Waiting) -> None:
@@ -72,7 +72,7 @@ class Posted:
         self._waiting = waiting
         ack = cast("Ack | None", waiting.result)
         if ack is not None and ack.stream and ack.error is None:
-            self._went_well()
+            self._stored()
             self._done(ack.seq)
         else:
             self._done(0)

@@ -1,8 +1,9 @@
 """``Connection``: one NATS connection at a time, given or our own, kept for as long as somebody needs it.
 
 Owns how it is made and taken up, what happens when it breaks or is closed for good (an own one is made anew, of a given
-one everybody who waits has to hear), the move away from a server behind which no stream answers (B4), and the knowledge
-of how it is. What is sent over it is the wire's business; interests are kept here because a new connection needs them.
+one everybody who waits has to hear), the move away from a server behind which no stream answers or stores (B4; when
+that is so, ``failing`` knows), and the knowledge of how it is. What is sent over it is the wire's business; interests
+are kept here because a new connection needs them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nats.aio.client import Client
 
 from natsjobs.errors import ConnectionLostError, NatsJobsError, NotOpenError, PermissionDeniedError, UnavailableError
 from natsjobs.jetstream.connecting import Dialer
+from natsjobs.jetstream.failing import Failing
 from natsjobs.jetstream.faults import RequestFailedError, translated
 from natsjobs.jetstream.inbox import Inbox, WireInterest, names
 from natsjobs.jetstream.tap import Tap, tap_of
@@ -45,8 +47,7 @@ class Connection:
         self._tap: Tap | None = None
         self._up = asyncio.Event()
         self._since: float | None = None
-        self._failing: float | None = None
-        self._well = -math.inf
+        self._failing = Failing()
         self._moved = 0.0
         self._renewed = -math.inf
         self._inbox = Inbox()
@@ -228,7 +229,7 @@ class Connection:
                 _log.exception("a callback after a reconnect failed")
 
     def _mark_up(self) -> None:
-        self._since, self._failing = time.monotonic(), None
+        self._since, self._failing = time.monotonic(), Failing()
         self._whole = True
         self._up.set()
 
@@ -298,24 +299,25 @@ class Connection:
 
     # -- how it goes --------------------------------------------------------------------------------------------------
 
-    def went_well(self) -> None:
-        """A stream request was answered by a stream."""
-        self._failing, self._well = None, time.monotonic()
-        if self._since is None and self._up.is_set():
-            self._since = time.monotonic()
-
-    def went_wrong(self, started: float) -> None:
-        """A stream request that was sent at ``started`` got no answer of a stream."""
-        self._since = None
-        if self._failing is None:  # a slow failure among successes says nothing about the time before the last one
-            self._failing = max(started, self._well)
+    def went_well(self, *, stored: bool) -> None:
+        """A stream request was answered by a stream; ``stored``: it was an append, and is stored."""
         now = time.monotonic()
-        due = now - self._failing >= MOVE_AFTER and now - self._moved >= MOVE_EVERY
+        self._failing.well(now, stored=stored)
+        if self._since is None and self._up.is_set():
+            self._since = now
+
+    def went_wrong(self, started: float, *, write: bool) -> None:
+        """A stream request that was sent at ``started`` got no answer of a stream; ``write``: it was an append."""
+        self._since = None
+        self._failing.wrong(started, write=write)
+        now = time.monotonic()
+        why = self._failing.why(now, MOVE_AFTER)
+        due = why and now - self._moved >= MOVE_EVERY
         if due and isinstance(self._source, Dialer) and self._tap is not None and self._up.is_set():
             nc = self._tap.nc
             if self._source.avoid(nc):
                 self._moved = now
-                _log.warning("no stream has answered for %.0f s on %s; trying another server", MOVE_AFTER, nc)
+                _log.warning("%s for %.0f s on %s; trying another server", why, MOVE_AFTER, nc)
                 self._tasks.spawn(nc.force_reconnect(), "natsjobs move")
 
     @property

@@ -85,7 +85,7 @@ class NatsStream:
 
     def send(self, subject: str, body: bytes, *, expect: int, scope: str, done: Callable[[int], None]) -> Posted | None:
         """Append without a task, or not at all, as the port says."""
-        posted = Posted(done, self._wire.went_well, self._judge)
+        posted = Posted(done, self._has_stored, self._judge)
         head = (
             f"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: {expect}\r\n"
             f"Nats-Expected-Last-Subject-Sequence-Subject: {scope}\r\n\r\n"
@@ -103,11 +103,14 @@ class NatsStream:
 
     async def _stored(self, ack: Ack, doing: str, started: float) -> int:
         if not ack.stream and ack.error is None:
-            await self._nobody(doing, started)
+            await self._nobody(doing, started, write=True)
         if ack.error is not None:
-            raise await self._refused(ack.error, doing, started)
-        self._wire.went_well()
+            raise await self._refused(ack.error, doing, started, write=True)
+        self._has_stored()
         return ack.seq
+
+    def _has_stored(self) -> None:
+        self._wire.went_well(stored=True)
 
     async def next(self, subject_filter: str, seq: int = 1) -> Message | None:
         """The first message at or after ``seq`` that matches, read at the leader. Raises as the port says."""
@@ -232,7 +235,7 @@ class NatsStream:
         refused = answer.refusal
         if refused is not None and refused.err_code != NO_MESSAGE:
             raise await self._refused(refused, doing, started)
-        self._wire.went_well()
+        self._wire.went_well(stored=False)
         return answer
 
     async def _repeat(self, subject: str, query: bytes, take: Callable[[bytes, bytes], Any]) -> Any:
@@ -256,28 +259,28 @@ class NatsStream:
     ) -> UnavailableError:
         if error.denied:
             return PermissionDeniedError(doing, subject=subject)
-        self._wire.went_wrong(started)
+        self._wire.went_wrong(started, write=write)
         return UnavailableError(f"{doing}: {error}", outcome_unknown=write and error.sent)
 
-    async def _refused(self, error: ServerError, doing: str, started: float) -> Exception:
+    async def _refused(self, error: ServerError, doing: str, started: float, *, write: bool = False) -> Exception:
         """What the server's refusal means; a stream that is gone is made anew first, where that is allowed."""
         found = of_server(error, doing)
         if isinstance(found, StreamMissingError):
             await self._missing()
         if isinstance(found, UnavailableError) and not isinstance(found, StreamFullError):
-            self._wire.went_wrong(started)
+            self._wire.went_wrong(started, write=write)
         elif isinstance(found, WrongSequenceError | StreamFullError):
-            self._wire.went_well()
+            self._wire.went_well(stored=False)
         return found
 
-    async def _nobody(self, doing: str, started: float) -> NoReturn:
+    async def _nobody(self, doing: str, started: float, *, write: bool = False) -> NoReturn:
         """Nobody listens on a subject of the stream: it has no leader, or there is no such stream.
 
         Raises:
             StreamMissingError: The server says that there is none (asked at most once a second).
             UnavailableError: It has no leader, or that cannot be told.
         """
-        self._wire.went_wrong(started)
+        self._wire.went_wrong(started, write=write)
         if started - self._looked >= _LOOK_EVERY:
             self._looked = time.monotonic()
             if await self._is_missing():

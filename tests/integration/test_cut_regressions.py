@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nats.aio.msg import Msg
 from timeline_kit import Timelines
 from waiting import emit_stored, eventually, take
 
+from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import UnavailableError
 from natsjobs.jetstream import NatsLink
 from natsjobs.jetstream import connection as wiring
@@ -121,7 +123,50 @@ async def test_a_replica_without_a_leader_keeps_nobody_with_it(tmp_path: Path, m
         second.stop()
 
 
-async def test_one_silent_request_among_answered_ones_moves_nobody(tmp_path: Path, monkeypatch: Any) -> None:
+async def test_a_leader_that_stores_nothing_any_more_is_left(tmp_path: Path, monkeypatch: Any) -> None:
+    """B3, B4: a leader that was cut off answers reads for up to 20 s; a lease that cannot be renewed lapses before."""
+    monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
+    settings = config(request=1.0)
+    key = f"$KV.{settings.namespace}_jobs.silent"
+    first, second = Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n'), Server(tmp_path, JETSTREAM)
+    first.start()
+    second.start()
+    link = NatsLink.dial([first.url, second.url], settings, dont_randomize=True)
+    try:
+        await link.open()
+        await link.nc.subscribe("silent", cb=Silence().__call__)
+        moved = asyncio.Event()
+        link.on_reconnect(moved.set)
+        silent = asyncio.create_task(link.records.append(key, b"{}"))
+        answered = 0
+        while not silent.done():
+            with suppress(UnavailableError):  # the move itself breaks the last one
+                assert await link.records.next("$KV.>") is None
+                answered += 1
+            await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError, match="no answer in time"):
+            await silent
+        assert answered > 1
+        await asyncio.wait_for(moved.wait(), 20)
+        assert link.nc.connected_url.port == second.port
+    finally:
+        await link.close()
+        first.stop()
+        second.stop()
+
+
+async def appended(link: NatsLink, names: Subjects, number: int, way: str) -> int:
+    """Store the next message of a log, in either way."""
+    log, scope = names.log("s", "g"), names.scope("s", "g")
+    if way == "append":
+        return await link.events.append(log, b"{}", expect=number, scope=scope)
+    told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    assert link.events.send(log, b"{}", expect=number, scope=scope, done=told.set_result)
+    return await told
+
+
+@pytest.mark.parametrize("way", ["append", "send"])
+async def test_one_silent_request_among_stored_ones_moves_nobody(tmp_path: Path, monkeypatch: Any, way: str) -> None:
     """B4: 5 s without *one* successful request, not one request of 5 s without success."""
     monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
     settings = config(request=1.0)
@@ -136,8 +181,9 @@ async def test_one_silent_request_among_answered_ones_moves_nobody(tmp_path: Pat
         moved: list[str] = []
         link.on_reconnect(lambda: moved.append("moved"))
         silent = asyncio.create_task(link.records.append(key, b"{}"))
+        stored = 0
         while not silent.done():
-            assert await link.records.next("$KV.>") is None
+            stored = await appended(link, Subjects(settings.namespace), stored, way)
             await asyncio.sleep(0.05)
         with pytest.raises(UnavailableError, match="no answer in time"):
             await silent
@@ -147,6 +193,36 @@ async def test_one_silent_request_among_answered_ones_moves_nobody(tmp_path: Pat
         await link.close()
         first.stop()
         second.stop()
+
+
+async def test_what_failed_before_a_reconnect_counts_no_more(tmp_path: Path, monkeypatch: Any) -> None:
+    """B4: the 5 s begin anew with every connection, or a server would be left for what another one did."""
+    monkeypatch.setattr(wiring, "MOVE_AFTER", 1.5)
+    settings = config(request=1.0)
+    key = f"$KV.{settings.namespace}_jobs.silent"
+    servers = [Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n') for _ in range(2)]
+    for one in servers:
+        one.start()
+    link = NatsLink.dial([one.url for one in servers], settings)
+    try:
+        await link.open()
+        await link.nc.subscribe("silent", cb=Silence().__call__)
+        moved: list[float] = []
+        link.on_reconnect(lambda: moved.append(time.monotonic()))
+        with pytest.raises(UnavailableError):
+            await link.records.append(key, b"{}")
+        await link.nc.force_reconnect()
+        await eventually(lambda: moved)
+        with pytest.raises(UnavailableError, match="no answer in time"):
+            await link.records.append(key, b"{}")
+        assert link.nc.is_connected
+        with pytest.raises(UnavailableError, match="no answer in time"):
+            await link.records.append(key, b"{}")
+        await eventually(lambda: len(moved) == 2)
+    finally:
+        await link.close()
+        for one in servers:
+            one.stop()
 
 
 async def test_a_client_whom_no_server_serves_moves_seldom(tmp_path: Path, monkeypatch: Any) -> None:
