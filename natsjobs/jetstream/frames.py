@@ -20,8 +20,6 @@ Deliver: TypeAlias = Callable[[int, bytes, bytes, bytes, bytes], bool]
 Must not raise. ``False``: it is not ours, nats-py gets it.
 """
 
-_LONGEST_LINE = 4096
-"""What nats-py takes for a line; of a longer one it has to say what is wrong."""
 _HEADED = b"HMSG"
 _MESSAGES = {b"MSG": 4, _HEADED: 5}
 """How many words a line has that names no reply subject."""
@@ -66,9 +64,9 @@ class Frames(asyncio.Protocol):
         """
         size = len(data)
         while at < size:
-            start = data.find(b"\r\n", at, at + _LONGEST_LINE) + 2
-            if start < 2:
-                self._needed = size - at + 1 if size - at < _LONGEST_LINE else 0
+            start = data.find(b"\r\n", at) + 2
+            if start < 2:  # of any length: the INFO of a large cluster names all its servers
+                self._needed = size - at + 1
                 return at
             words = data[at:start].split()
             kind = words[0] if words else b""

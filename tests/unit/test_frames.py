@@ -116,6 +116,20 @@ def test_however_it_is_cut_everything_comes_once_and_in_order(sent: list[Any], d
     assert asyncio.run(play()).told == sent
 
 
+@pytest.mark.parametrize("at", [5_000, -2, -1])
+async def test_a_line_longer_than_any_buffer_is_told_as_soon_as_it_is_whole(at: int) -> None:
+    """The INFO of a large cluster, which names all its servers; nothing has to come behind it."""
+    reading, info = Reading(), {"server_id": "y" * 70_000}
+    task = asyncio.create_task(reading.read())
+    await asyncio.sleep(0)
+    for piece in (wire(info)[:at], wire(info)[at:]):
+        reading.frames.data_received(piece)
+        await asyncio.sleep(0)
+    reading.frames.eof_received()
+    await task
+    assert reading.told == [info]
+
+
 async def test_after_something_else_it_goes_past_nats_py_again() -> None:
     """A PING between the halves of messages costs a turn of the loop, not the rest of a long answer."""
     reading = Reading()
