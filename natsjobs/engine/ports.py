@@ -93,6 +93,17 @@ class StreamState(msgspec.Struct, frozen=True):
     now: float
 
 
+class Newer(msgspec.Struct, frozen=True):
+    """What one replica says of many subjects at once: ``Stream.newer``."""
+
+    messages: list[Message]
+    """Oldest first."""
+    upto: int
+    """The newest sequence of the stream, as this replica knew it."""
+    whole: bool
+    """Nothing is missing; else, and then there is a message, the question is asked again from behind the last."""
+
+
 BusHandler: TypeAlias = Callable[[Incoming], None]
 
 
@@ -200,6 +211,14 @@ class Stream(Protocol):
         ``MOST_NEWEST`` filters; a page is asked for. What is missing says nothing: of more than a page the newest ones
         are missing, which whoever needs all sees by the leader's last one. ``None``: no replica has given it, or it is
         known to be too much. Raises as ``next`` does.
+        """
+        ...
+
+    async def newer(self, filters: Sequence[str], seq: int) -> Newer | None:
+        """As ``newest``, but of those alone that are at or after ``seq``, and with how far this replica was.
+
+        At most ``MOST_NEWEST`` filters, each of two subjects at most. ``None``: no replica said, or nothing matches at
+        all. Raises as ``next`` does.
         """
         ...
 

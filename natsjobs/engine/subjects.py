@@ -104,6 +104,10 @@ class Subjects:
         """The live tail of a stream id, all generations."""
         return f"{self.live_prefix}{escape(stream_id)}.>"
 
+    def live_scope(self, stream_id: str, generation: str) -> str:
+        """The live tail of one generation."""
+        return f"{self.live_prefix}{escape(stream_id)}.{escape(generation)}.*"
+
     def live_end(self, stream_id: str, generation: str) -> str:
         """The live terminal record of one generation."""
         return f"{self.live_prefix}{escape(stream_id)}.{escape(generation)}.end"

@@ -7,7 +7,8 @@ so a slow reader costs nobody anything, and no reader costs the server a consume
 The live path loses messages in ordinary operation (a deposed leader never republishes what it had not applied; a cut
 node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: read
 at the leader the first message after the last one seen. It happens on attach, after every gap, reconnect and wake-up,
-once more soon after each of these, and ever more rarely while nothing comes (A7; ``patience.Looks``).
+once more soon after each of these, and ever more rarely while nothing comes (A7); whether there is anything new at
+all is asked for many tails at once (``lookout``).
 A terminal record that arrives live is believed only after it was read from the log (B10). Who may not look does not
 know whether there is more: that is told to readers that have nothing else (``denied``), until a look succeeds.
 """
@@ -21,6 +22,7 @@ from copy import copy
 
 from natsjobs.engine import wire
 from natsjobs.engine.context import Context
+from natsjobs.engine.lookout import NEVER, UNCHECKED, Lookout
 from natsjobs.engine.pages import Pages
 from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
@@ -46,7 +48,7 @@ _PROOFS = 3  # a history is declared lost only when this many reads at the leade
 class Tail:
     """Follows one generation until it is closed."""
 
-    def __init__(self, context: Context, stream_id: str, generation: str) -> None:
+    def __init__(self, context: Context, lookout: Lookout, stream_id: str, generation: str) -> None:
         """Nothing happens before ``open``."""
         self.stream_id, self.generation = stream_id, generation
         self.terminal: wire.Terminal | None = None
@@ -56,7 +58,9 @@ class Tail:
         self.pages = Pages(context, stream_id, generation)
         self._context = context
         self._subjects = context.subjects
-        self._scope = self._subjects.scope(stream_id, generation)
+        self.scope = self._subjects.scope(stream_id, generation)
+        self.due, self.checked = NEVER, UNCHECKED
+        self._lookout = lookout
         self._events = context.link.events
         self._window = Window(context.config.limits.reader_events)
         self.take = self._window.find
@@ -66,8 +70,6 @@ class Tail:
         self._again = self._doubtful = False
         self._looks = Looks(context.config.timing.look)
         self._repairing = False  # the look under way is not the schedule's
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
         self._interests: list[Interest] = []
         self._waiters: set[asyncio.Future[None]] = set()
         self._forget_reconnect: Callable[[], None] | None = None
@@ -137,10 +139,10 @@ class Tail:
             return
         self._opening = asyncio.get_running_loop().create_future()
         try:
-            bus = self._context.link.bus
+            bus, live = self._context.link.bus, self._subjects.live_scope(self.stream_id, self.generation)
             # One by one: what a cancellation leaves behind has to be known. Nothing is waited for before the newest
             # message is here: it was asked for behind them.
-            self._interests.append(await bus.subscribe(self._live_scope(), self._on_live, sure=False))
+            self._interests.append(await bus.subscribe(live, self._on_live, sure=False))
             self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake, sure=False))
             await self._find_tail()
             for interest in self._interests:
@@ -156,13 +158,10 @@ class Tail:
             self._opening.set_result(None)
             self._opening = None
 
-    def _live_scope(self) -> str:
-        return self._subjects.live_prefix + self._scope[len(self._subjects.events_prefix) :]
-
     async def _find_tail(self) -> None:
         """Start the window at the newest message of the log, read at the leader."""
         try:
-            message = await patiently(lambda: self._events.last(self._scope), limit=self._context.patience)
+            message = await patiently(lambda: self._events.last(self.scope), limit=self._context.patience)
         except StreamMissingError:
             message = None
         if message is None:
@@ -195,7 +194,7 @@ class Tail:
         if self._closed:
             return
         self._closed = True
-        self._unschedule()
+        self._lookout.forget(self)
         if self._forget_reconnect is not None:
             self._forget_reconnect()
         self.pages.close()
@@ -244,48 +243,45 @@ class Tail:
         self.look_now()
 
     def _on_reconnect(self) -> None:
-        self._doubtful = True  # perhaps to a server that has lost, or restored, its store
-        self.look_now()
+        self._doubtful = self._repairing = True  # perhaps to a server that has lost, or restored, its store
+        self._lookout.at_once(self)  # as all others do now
 
     # -- looking at the log -------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
-        """Look when nothing has come for a while. Every message puts it off, so its timer is not set anew each time."""
-        if self._closed or self.terminal or self.lost:
-            self._unschedule()
-            return
-        loop = asyncio.get_running_loop()
-        self._due = loop.time() + self._looks.next()
-        if self._timer is None or self._timer.when() > self._due:
-            self._unschedule()
-            self._timer = loop.call_at(self._due, self._look_if_due)
-
-    def _unschedule(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look_if_due(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        if loop.time() < self._due:
-            self._timer = loop.call_at(self._due, self._look_if_due)
+        """Look when nothing has come for a while. Every message puts it off."""
+        if self.is_over:
+            self._lookout.forget(self)
         else:
-            self._look_again()
+            self._lookout.expect(self, self._looks.latest())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to look for."""
+        return self._closed or self.terminal is not None or self.lost is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is followed, and no look is under way."""
+        return self._held is None and not self.is_over
+
+    @property
+    def unproven(self) -> bool:
+        """Whether the next look has to find what was already seen, too."""
+        return self._doubtful or self._looks.silent % 5 == 1
 
     def look_now(self) -> None:
         """Something may have been missed: start a look, or one more after the one that is under way."""
         self._repairing = True
-        self._look_again()
+        self.look()
 
-    def _look_again(self) -> None:
-        if self._closed or self.terminal is not None or self.lost is not None:
-            return
+    def look(self) -> None:
+        """Start a look at the leader, or one more after the one that is under way."""
         if self._held is not None:
             self._again = True
-            return
-        self._held = []
-        self._context.spawn(self._look(), f"natsjobs look {self.stream_id}")
+        elif not self.is_over:
+            self._held = []
+            self._context.spawn(self._look(), f"natsjobs look {self.stream_id}")
 
     async def _look(self) -> None:
         try:
@@ -293,29 +289,39 @@ class Tail:
             while self._again and not self._closed:
                 self._again = False
                 await self._read_on()
-                if (self._doubtful or self._looks.silent % 5 == 1) and self.terminal is None:
+                if self.unproven and self.terminal is None:
                     await self._prove()
                     self._doubtful = False
                 self.denied = None
-        except ConnectionLostError as error:
-            self.lost = error
-            self.wake()
-        except PermissionDeniedError as error:
-            self._looks.news()
-            self.denied = error
-            self.wake()
-        except UnavailableError as error:
-            self._looks.news()  # the long pauses are for a log that says that there is nothing
-            _log.info("following %s: %s; still trying", self.stream_id, error)
         except NatsJobsError as error:
-            _log.info("following %s ends: %s", self.stream_id, error)
+            self.failed(error)
         finally:
             if not self._closed:
                 self._release()
-                if self._repairing:
-                    self._looks.again()
-                    self._repairing = False
-                self._schedule()
+                self.settle()
+
+    def nothing_new(self, *, proven: bool) -> None:
+        """The lookout has looked; ``proven``: what was seen is still there."""
+        self.denied, self._doubtful = None, self._doubtful and not proven
+
+    def failed(self, error: NatsJobsError) -> None:
+        """A look could not be made."""
+        if isinstance(error, ConnectionLostError):
+            self.lost = error
+            self.wake()
+        elif isinstance(error, UnavailableError):
+            self._looks.news()  # the long pauses are for a log that says that there is nothing
+            if isinstance(error, PermissionDeniedError):
+                self.denied = error
+                self.wake()
+        _log.info("following %s: %s%s", self.stream_id, error, "" if self.is_over else "; still trying")
+
+    def settle(self) -> None:
+        """A look is over: the next one comes soon if that was a repair."""
+        if self._repairing:
+            self._looks.again()
+            self._repairing = False
+        self._schedule()
 
     def _release(self) -> None:
         """Hand on what arrived live during a look."""
@@ -330,11 +336,11 @@ class Tail:
         while self.terminal is None and self.lost is None and not self._closed:
             seq = self._replay.seq + 1
             hub.add(measures.LOOKS)
-            message = await self._events.next(self._scope, seq)
+            message = await self._events.next(self.scope, seq)
             if message is None:
                 return
             await self._take_in(message)
-            while page := await self._events.page(self._scope, self._replay.seq + 1):
+            while page := await self._events.page(self.scope, self._replay.seq + 1):
                 hub.add(measures.PAGES)
                 for stored in page:
                     await self._take_in(stored)
@@ -375,7 +381,7 @@ class Tail:
             if attempt:
                 await asyncio.sleep(0.2 * 5**attempt)
             try:
-                if self._replay.seq == 0 or await self._events.next(self._scope, self._replay.seq) is not None:
+                if self._replay.seq == 0 or await self._events.next(self.scope, self._replay.seq) is not None:
                     return
             except StreamMissingError:
                 pass
@@ -383,7 +389,7 @@ class Tail:
 
     def _end(self, terminal: wire.Terminal) -> None:
         self.terminal = terminal
-        self._unschedule()
+        self._lookout.forget(self)
         self.wake()
         self._context.on_terminal(self.stream_id, self.generation, terminal)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from natsjobs.engine.context import Context
+from natsjobs.engine.lookout import Lookout
 from natsjobs.engine.tail import Tail
 
 
@@ -18,6 +19,7 @@ class Tails:
     def __init__(self, context: Context) -> None:
         """Empty."""
         self._context = context
+        self._lookout = Lookout(context)
         self._tails: dict[tuple[str, str], Tail] = {}
         self._newest: dict[str, str] = {}
 
@@ -36,7 +38,7 @@ class Tails:
         key = (stream_id, generation)
         tail = self._tails.get(key)
         if tail is None or tail.lost is not None:
-            tail = self._tails[key] = Tail(self._context, stream_id, generation)
+            tail = self._tails[key] = Tail(self._context, self._lookout, stream_id, generation)
             self._newest[stream_id] = max(generation, self._newest.get(stream_id, ""))
         tail.users += 1
         try:
@@ -64,3 +66,4 @@ class Tails:
         tails, self._tails, self._newest = list(self._tails.values()), {}, {}
         for tail in tails:
             await tail.close()
+        self._lookout.close()

@@ -39,6 +39,8 @@ class Answer(msgspec.Struct):
     """Behind them; 0: none came."""
     headers: bytes = b""
     """Of the last message."""
+    end: bytes = b""
+    """Of the status behind them."""
 
 
 ALL, TOO_MANY = 204, 413
@@ -122,6 +124,7 @@ class Replicas:
                 answer.headers = headers
                 return None
             if status := status_of(headers):
+                answer.end = headers
                 return MORE if status == ALL and number_of(headers, PENDING) else status
             garbage.skipped("an answer", self.subject, body)
             return None

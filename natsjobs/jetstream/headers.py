@@ -7,13 +7,14 @@ from datetime import datetime
 
 NOBODY = 503
 """The status line of an answer that says: nobody listens on this subject."""
-_SUBJECT, SEQUENCE, _STORED_AT, PENDING, _OPERATION, _REASON = (
+_SUBJECT, SEQUENCE, _STORED_AT, PENDING, UP_TO, _OPERATION, _REASON = (
     b"\r\n%b: " % name
     for name in (
         b"Nats-Subject",
         b"Nats-Sequence",
         b"Nats-Time-Stamp",
         b"Nats-Num-Pending",
+        b"Nats-UpTo-Sequence",
         b"KV-Operation",
         b"Nats-Marker-Reason",
     )

@@ -16,14 +16,24 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
-from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, StreamMissingError, StreamState, WrongSequenceError
+from natsjobs.engine.ports import (
+    MOST_NEWEST,
+    PAGE,
+    PAGE_BYTES,
+    Message,
+    Newer,
+    StreamMissingError,
+    StreamState,
+    WrongSequenceError,
+)
 from natsjobs.errors import EventTooLargeError, PermissionDeniedError, StreamFullError, UnavailableError
 from natsjobs.jetstream.acks import Ack, Posted, read_ack
 from natsjobs.jetstream.answers import Info, T, found_decoder, info_decoder
 from natsjobs.jetstream.direct import ALL, MORE, TOO_MANY, Answer, Replicas
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
-from natsjobs.jetstream.headers import NOBODY, PENDING, marker_of, number_of, seconds_of, status_of
+from natsjobs.jetstream.headers import NOBODY, PENDING, UP_TO, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.inbox import Waiting
+from natsjobs.jetstream.line import Line
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
 _LOOK_EVERY = 1.0
@@ -46,6 +56,7 @@ class NatsStream:
         self._get = f"{prefix}.STREAM.MSG.GET.{name}"
         self._replicas = Replicas(wire, name, prefix=prefix, request=request)
         self._about = f"{prefix}.STREAM.INFO.{name}"
+        self._line = Line(request)
         self._looked = -math.inf
 
     async def append(
@@ -141,6 +152,15 @@ class NatsStream:
         page, status = found.messages, found.status
         # 404: nothing matches; behind messages: one was replaced while they were being sent, which ended that.
         return page if status == ALL or (status == 404 and not page) else None
+
+    async def newer(self, filters: Sequence[str], seq: int) -> Newer | None:
+        """As ``newest``, of those at or after ``seq``, and how far the replica was. Raises as the port says."""
+        query = {"multi_last": filters, "seq": seq, "batch": 2 * MOST_NEWEST, "max_bytes": PAGE_BYTES}
+        found = await self._direct(query, in_turn=False, refusals={TOO_MANY, MORE})
+        if found is None or found.status not in {ALL, MORE} or (found.status == MORE and not found.messages):
+            return None
+        upto = number_of(found.end, UP_TO)
+        return Newer(found.messages, upto, found.status == ALL) if upto is not None else None
 
     async def held(self, subjects: Sequence[str]) -> int | None:
         """How many of these hold a message, by any replica. Raises as the port says."""
@@ -240,14 +260,25 @@ class NatsStream:
 
     async def _repeat(self, subject: str, query: bytes, take: Callable[[bytes, bytes], Any]) -> Any:
         """A read may be sent again: when the connection broke under it, and every so often without an answer."""
-        deadline = time.monotonic() + self._request
+        deadline = math.inf
         while True:
-            left = deadline - time.monotonic()
+            await self._wire.connected(min(AWAY_WAIT, self._request))  # nobody stands in line for one that is away
+            await self._line.enter()
+            heard = False
             try:
-                return await self._wire.request(subject, query, take, limit=left, wait=AWAY_WAIT, again=ASK_AGAIN)
+                if not self._wire.ready:
+                    continue
+                deadline = min(deadline, time.monotonic() + self._request)
+                limit = deadline - time.monotonic()
+                found = await self._wire.request(subject, query, take, limit=limit, wait=AWAY_WAIT, again=ASK_AGAIN)
+                heard = True
             except RequestFailedError as error:
                 if not error.sent or error.denied or self._wire.ready or deadline - time.monotonic() < AWAY_WAIT:
                     raise
+            else:
+                return found
+            finally:
+                self._line.leave(heard=heard)
 
     def _take_ack(self, body: bytes, headers: bytes) -> Ack | None:
         return read_ack(body, headers, self.name, self.domain)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, StreamState, WrongSequenceError
+from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, Newer, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, UnavailableError
 from natsjobs.memory.bus import MemoryBus
 from natsjobs.memory.line import Line
@@ -131,12 +131,28 @@ class MemoryStream:
 
     async def newest(self, filters: Sequence[str]) -> list[Message] | None:
         """The newest message of each subject that matches, oldest first."""
+        found = self._newest(filters)
+        await self._answer()
+        return found if len(found) <= PAGE and sum(len(message.body) for message in found) <= PAGE_BYTES else None
+
+    async def newer(self, filters: Sequence[str], seq: int) -> Newer | None:
+        """The newest message of each subject that matches and is at or after ``seq``, and the newest sequence."""
+        found, upto = self._newest(filters), self._store().state().last_seq
+        await self._answer()
+        later = [message for message in found if message.seq >= seq]
+        size, page = 0, list[Message]()
+        for message in later:
+            if page and size > PAGE_BYTES:
+                break
+            page.append(message)
+            size += len(message.body)
+        return Newer(page, upto, len(page) == len(later)) if found else None
+
+    def _newest(self, filters: Sequence[str]) -> list[Message]:
         store = self._store()
         subjects = {subject for one in filters for subject in store.subjects(one)}
         found = [message for subject in subjects if (message := store.last(subject)) is not None]
-        await self._answer()
-        whole = len(found) <= PAGE and sum(len(message.body) for message in found) <= PAGE_BYTES
-        return sorted(found, key=lambda message: message.seq) if whole else None
+        return sorted(found, key=lambda message: message.seq)
 
     async def held(self, subjects: Sequence[str]) -> int:
         """How many of these hold a message."""

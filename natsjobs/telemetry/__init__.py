@@ -52,7 +52,7 @@ natsjobs.pages (counter, {page})
     pages of event logs read, by late readers and repairs
     for: load of replays
 natsjobs.looks (counter, {look})
-    looks at the leader for events that did not come live
+    looks for events that did not come live
     for: load on NATS
 natsjobs.live.gaps (counter, {gap})
     gaps on the live path, each repaired from the log

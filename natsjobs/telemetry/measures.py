@@ -102,9 +102,7 @@ READERS: Final = Measure("natsjobs.readers", "gauge", "{reader}", "readers of jo
 PAGES: Final = Measure(
     "natsjobs.pages", "counter", "{page}", "pages of event logs read, by late readers and repairs", "load of replays"
 )
-LOOKS: Final = Measure(
-    "natsjobs.looks", "counter", "{look}", "looks at the leader for events that did not come live", "load on NATS"
-)
+LOOKS: Final = Measure("natsjobs.looks", "counter", "{look}", "looks for events that did not come live", "load on NATS")
 GAPS: Final = Measure(
     "natsjobs.live.gaps", "counter", "{gap}", "gaps on the live path, each repaired from the log", "NATS is lossy"
 )

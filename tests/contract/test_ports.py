@@ -425,6 +425,34 @@ async def test_more_newest_than_a_page_do_not_come_at_once(ground: Ground, link:
     assert found is None or len(found) == count or found[-1].seq < count
 
 
+async def test_of_many_subjects_only_what_is_newer_comes(ground: Ground, link: Link, other: Link) -> None:
+    """The newest message of each, from a sequence on, oldest first, and how far the stream was."""
+    names = [f"g{n}" for n in range(256)]
+    scopes = [ground.scope(name) for name in names]
+    assert await other.events.newer(scopes, 1) is None
+    for name in names:
+        await link.events.append(ground.log(name), b"x" * (50_000 if name < "g19" else 1))
+    for name in ("g7", "g3"):
+        await link.events.append(ground.end(name), name.encode())
+    await link.events.append(ground.log("of another"), b"")
+
+    async def newer(seq: int) -> list[int]:
+        found: list[int] = []
+        while True:
+            answer = await other.events.newer(scopes, seq)
+            assert answer is not None
+            assert answer.upto == 259
+            found += [message.seq for message in answer.messages]
+            if answer.whole:
+                return found
+            seq = found[-1] + 1
+
+    assert await newer(1) == [*range(1, 259)]
+    assert await newer(200) == [*range(200, 259)]
+    assert await newer(257) == [257, 258]
+    assert await newer(259) == []
+
+
 async def test_it_is_told_how_many_of_many_subjects_hold_something(ground: Ground, link: Link, other: Link) -> None:
     """However many there are, and however large their messages."""
     names = [ground.log(f"s{n}") for n in range(256)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
+from desk_kit import Desk, mapped
 from jetstream_kit import Space, config, server, space
 from nats.aio.msg import Msg
 from timeline_kit import spying
@@ -23,49 +23,6 @@ AT_ONCE = 4
 MANY = 12
 
 
-class Desk:
-    """Where questions for pages arrive instead of at the server, which is asked when the test says so."""
-
-    def __init__(self, here: Space) -> None:
-        self._here = here
-        self.asked: list[Msg] = []
-        self.then: Callable[[Msg], Awaitable[None]] | None = None
-        """What is done with a question; ``None``: it stays where it is."""
-        self._doing: set[asyncio.Task[Any]] = set()
-
-    async def hear(self, msg: Msg) -> None:
-        """One more question."""
-        self.asked.append(msg)
-        if self.then is not None:
-            task = asyncio.ensure_future(self.then(msg))
-            self._doing.add(task)
-            task.add_done_callback(self._doing.discard)
-
-    def seqs(self) -> list[int]:
-        """What was asked for, in order."""
-        return [json.loads(msg.data)["seq"] for msg in self.asked]
-
-    async def all_here(self) -> list[int]:
-        """The same, when everything that was sent until now has arrived."""
-        await known(self._here.nc)
-        return self.seqs()
-
-    async def pass_on(self, msg: Msg, **changes: int) -> None:
-        """Let the server answer."""
-        name, query = msg.subject.removeprefix("asked."), {**json.loads(msg.data), **changes}
-        await self._here.nc.publish(f"$JS.hub.API.DIRECT.GET.{name}", json.dumps(query).encode(), reply=msg.reply)
-
-    async def send(self, msg: Msg, seq: int) -> None:
-        """One message of an answer that goes on."""
-        head = {"Nats-Subject": self._here.log, "Nats-Sequence": str(seq), "Nats-Time-Stamp": "2026-01-01T00:00:00Z"}
-        await self._here.nc.publish(msg.reply, str(seq).encode(), headers=head)
-
-    def leave(self) -> None:
-        """Nothing goes on behind the test's back."""
-        for task in self._doing:
-            task.cancel()
-
-
 @pytest.fixture
 def limits() -> float:
     """``timing.request``: a page waits a quarter of it for the next message, but a second at least."""
@@ -75,8 +32,7 @@ def limits() -> float:
 @pytest.fixture
 async def here(tmp_path: Path, limits: float) -> AsyncIterator[Space]:
     """A log of as many messages as pages are asked for, on a server whose pages go by way of ``asked.*``."""
-    text = 'jetstream: {store_dir: "$STORE", domain: "hub"}\nmappings: {"$JS.API.DIRECT.GET.*": "asked.$1"}\n'
-    with server(tmp_path, text) as running:
+    with server(tmp_path, mapped("DIRECT.GET")) as running:
         async with space(running.url, config(request=limits)) as made:
             for number in range(1, MANY + 1):
                 await made.append(str(number).encode())
@@ -86,7 +42,7 @@ async def here(tmp_path: Path, limits: float) -> AsyncIterator[Space]:
 @pytest.fixture
 async def desk(here: Space) -> AsyncIterator[Desk]:
     """In the place of the server."""
-    made = Desk(here)
+    made = Desk(here, "DIRECT.GET")
     subscription = await here.nc.subscribe("asked.*", cb=made.hear)
     await known(here.nc)
     yield made

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +295,62 @@ async def test_a7_events_and_an_end_that_were_lost_live_are_found_by_the_quiet_l
             await owner.transport.emit_chunk("s", number)
         await owner.transport.emit_done("s", "end", generation=job.generation)
         check_whole(got + await take(events, 100), list(range(100)))
+
+
+async def test_a7_many_quiet_followers_look_by_one_question(many: Timelines):
+    """Hardly one asks the leader by himself; and whoever has lost something live, or an end, has it by then."""
+    owner, viewer = await many.add(), await many.add()
+    names = [f"s{number}" for number in range(20)]
+    jobs = {name: await owner.store.create_job(name, "alice") for name in names}
+    scopes, log = {many.subjects.scope(name, jobs[name].generation) for name in names}, many.subjects.events_stream
+    async with AsyncExitStack() as open_readers:
+        entering = [open_readers.enter_async_context(viewer.manager.subscribe(name)) for name in names]
+        readers = dict(zip(names, await asyncio.gather(*entering), strict=True))
+        asking = spying(await many.admin(), f"$JS.API.DIRECT.GET.{log}", f"$JS.API.STREAM.MSG.GET.{log}")
+        asked = await open_readers.enter_async_context(asking)
+        together, alone = set[str](), list[str]()
+
+        def all_looked() -> bool:
+            for query in map(json.loads, [asked.pop(0).data for _ in range(len(asked))]):
+                together.update(query.get("multi_last", ()))
+                alone.extend(scopes & {query.get("next_by_subj")})
+            return together >= scopes
+
+        await eventually(all_looked)
+        assert len(alone) < len(names) / 2
+        await viewer.stop_hearing(many.subjects.live_prefix)
+        await owner.store.append_chunk("s4", "lost")
+        await owner.transport.emit_done("s7", "end", generation=jobs["s7"].generation)
+        assert [event.data for event in await take(readers["s4"], 1)] == ["lost"]
+        assert [event.data for event in await take(readers["s7"], 1)] == ["end"]
+
+
+async def test_a7_after_a_reconnect_many_look_by_one_question(many: Timelines):
+    """At once, and what was lost before is there."""
+    owner, viewer = await many.add(), await many.add(config=many.config(timing={"look": NEVER}))
+    names = [f"s{number}" for number in range(20)]
+    jobs = [await owner.store.create_job(name, "alice") for name in names]
+    scopes = {many.subjects.scope(job.stream_id, job.generation) for job in jobs}
+    log = many.subjects.events_stream
+    async with AsyncExitStack() as open_readers:
+        readers = {name: await open_readers.enter_async_context(viewer.manager.subscribe(name)) for name in names}
+        asking = spying(await many.admin(), f"$JS.API.DIRECT.GET.{log}", f"$JS.API.STREAM.MSG.GET.{log}")
+        asked = await open_readers.enter_async_context(asking)
+
+        def looked() -> set[str]:
+            queries = [json.loads(msg.data) for msg in asked]
+            return {one for query in queries for one in (query.get("next_by_subj"), *query.get("multi_last", ()))}
+
+        await eventually(lambda: scopes <= looked())  # soon after the attach; the next one would be an hour later
+        await viewer.stop_hearing(many.subjects.live_prefix)
+        await owner.store.append_chunk("s4", "lost")
+        asked.clear()
+        await viewer.drop_connection()
+        assert [event.data for event in await take(readers["s4"], 1)] == ["lost"]
+        queries = [json.loads(msg.data) for msg in asked]
+        assert max(len(query.get("multi_last", ())) for query in queries) == 20
+        alone = {query["next_by_subj"] for query in queries if query.get("next_by_subj") in scopes}
+        assert alone == {many.subjects.scope("s4", jobs[4].generation)}
 
 
 async def test_a7_an_attach_looks_once_more_shortly_after(many: Timelines):

@@ -1,0 +1,334 @@
+"""When many look at their logs, and what one question for all of them may and may not conclude."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+from virtual_time import Virtual
+
+from natsjobs import Config, PermissionDeniedError, UnavailableError
+from natsjobs.engine.context import Context
+from natsjobs.engine.lookout import NEVER, UNCHECKED, Lookout
+from natsjobs.engine.patience import Looks
+from natsjobs.engine.ports import MOST_NEWEST, Newer
+from natsjobs.errors import NatsJobsError
+from natsjobs.memory import MemoryLink, MemorySystem
+
+
+@pytest.fixture
+def clock() -> Iterator[Virtual]:
+    """Waiting takes no time."""
+    with Virtual() as clock:
+        yield clock
+
+
+class Stream:
+    """A stream of the memory system on which a test can interfere, and which counts what it is asked."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.leader, self.questions = 0, list[list[str]]()
+        self.answer: Callable[[Newer | None], Newer | None] = lambda found: found
+
+    async def last(self, name: str) -> Any:
+        """The newest message."""
+        self.leader += 1
+        return await self._stream.last(name)
+
+    async def next(self, name: str, seq: int) -> Any:
+        """What comes next."""
+        self.leader += 1
+        return await self._stream.next(name, seq)
+
+    async def newer(self, names: list[str], seq: int) -> Newer | None:
+        """One question for many."""
+        self.questions.append(names)
+        return self.answer(await self._stream.newer(names, seq))
+
+
+class Scene:
+    """A lookout, its followers and their stream."""
+
+    def __init__(self, system: MemorySystem, link: MemoryLink) -> None:
+        self.system, self.link = system, link
+        self.events = Stream(link.events)
+        link._events = self.events  # type: ignore[assignment]
+        self.context = Context(link, Config())
+        self.lookout = Lookout(self.context)
+        self.size = 1
+
+    def append(self, name: str) -> int:
+        """One message of ``size`` bytes in the log of ``name``; its sequence."""
+        subject = self.context.subjects.log(name, "g")
+        options: dict[str, Any] = {"expect": None, "scope": None, "ttl": None, "rollup": False, "marker": False}
+        return self.system.store("events").append(subject, b"x" * self.size, **options)
+
+    def follower(self, name: str) -> Follower:
+        """Of a new log, which holds one message that it knows."""
+        return Follower(self, name, self.append(name))
+
+    async def look(self, *followers: Follower) -> None:
+        """All of these look now; when that is done."""
+        for follower in followers:
+            self.lookout.at_once(follower)
+        await asyncio.sleep(0.2)
+
+
+class Follower:
+    """Remembers what it is told."""
+
+    def __init__(self, scene: Scene, name: str, seq: int) -> None:
+        self.scope, self.name = scene.context.subjects.scope(name, "g"), name
+        self.due, self.checked = NEVER, UNCHECKED
+        self.seq, self.waits, self.unproven = seq, True, False
+        self.told: list[Any] = []
+        self.times: list[float] = []
+        self.pauses: list[float] = []
+        self._scene, self._looks = scene, Looks(2.0)
+
+    def look(self) -> None:
+        """It has to look at the leader."""
+        self.told.append("look")
+
+    def nothing_new(self, *, proven: bool) -> None:
+        """It need not."""
+        self.told.append("proven" if proven else "nothing")
+
+    def failed(self, error: NatsJobsError) -> None:
+        """It could not be looked."""
+        self.told.append(type(error))
+
+    def settle(self) -> None:
+        """The next one."""
+        self.times.append(time.monotonic())
+        self.expect()
+
+    def expect(self) -> None:
+        """As a tail does."""
+        pause = self._looks.latest()
+        self.pauses.append(pause / 1.1)
+        self._scene.lookout.expect(self, pause)
+
+
+def play(clock: Virtual, scene: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
+    """Run a scene on a system of its own."""
+
+    async def run() -> None:
+        system = MemorySystem()
+        link = system.link()
+        await link.open()
+        made = Scene(system, link)
+        try:
+            await scene(made)
+        finally:
+            made.lookout.close()
+            await made.context.tasks.close()
+            await link.close()
+
+    clock.run(run())
+
+
+def test_nobody_looks_late_or_early(clock: Virtual) -> None:
+    """However many do it together: each within a tenth of the pause that A7 names for it."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(60)]
+        for follower in followers:
+            follower.times.append(time.monotonic())
+            follower.expect()
+            await asyncio.sleep(0.007)
+        await asyncio.sleep(60)
+        for follower in followers:
+            assert len(follower.times) > 6
+            taken = [later - sooner for sooner, later in itertools.pairwise(follower.times)]
+            for pause, took in zip(follower.pauses, taken, strict=False):
+                assert 0.9 * pause <= took <= 1.1 * pause + 0.01
+        looks = sum(len(follower.told) for follower in followers)
+        assert sum(follower.told.count("look") for follower in followers) < looks / 10
+        assert len(here.events.questions) < looks / 4
+
+    play(clock, scene)
+
+
+def test_who_is_due_in_the_same_moment_is_asked_about_in_one_question(clock: Virtual) -> None:
+    """At most as many as fit into it; and two questions to the leader for all of them."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(2 * MOST_NEWEST + 10)]
+        await here.look(*followers)
+        await here.look(*followers)
+        assert {one for follower in followers for one in follower.told} == {"nothing"}
+        assert [len(names) for names in here.events.questions] == [256, 256, 10] * 2
+        assert here.events.leader == 3
+        here.events.questions.clear()
+        for follower in followers[:1]:
+            await here.look(follower)
+        assert (followers[0].told[-1], here.events.questions) == ("look", [])
+
+    play(clock, scene)
+
+
+def test_what_is_new_is_looked_at_and_nothing_else(clock: Virtual) -> None:
+    """Also where the newest messages do not fit into one answer."""
+
+    async def scene(here: Scene) -> None:
+        here.size = 20_000
+        followers = [here.follower(f"s{n}") for n in range(100)]
+        for _ in range(2):
+            for follower in followers:
+                follower.told.clear()
+            for follower in (news := followers[10:90:2]):
+                here.append(follower.name)
+            await here.look(*followers)
+            assert [follower for follower in followers if follower.told == ["look"]] == news
+            assert sum(follower.told == ["nothing"] for follower in followers) == 60
+            for follower in news:
+                follower.seq = here.system.store("events").last(follower.scope).seq  # type: ignore[union-attr]
+
+    play(clock, scene)
+
+
+def test_newest_messages_that_were_asked_about_are_not_sent_again(clock: Virtual) -> None:
+    """They may be large (A7); but what is to be proven is asked for once more."""
+
+    async def scene(here: Scene) -> None:
+        sent: list[int] = []
+
+        def note(found: Newer | None) -> Newer | None:
+            assert found is not None
+            sent.append(len(found.messages))
+            return found
+
+        followers = [here.follower(f"s{n}") for n in range(10)]
+        await here.look(*followers)
+        here.events.answer = note
+        await here.look(*followers)
+        assert sent == [0]
+        followers[3].unproven = True
+        await here.look(*followers)
+        assert followers[3].told[-1] == "proven"
+        assert [follower.told[-1] for follower in followers].count("nothing") == 9
+
+    play(clock, scene)
+
+
+def test_what_was_seen_and_is_not_found_is_for_the_leader(clock: Virtual) -> None:
+    """B11: a log that is gone, or a stream that ends before what was seen; only the leader proves a loss."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(5)]
+        for follower in followers:
+            follower.unproven = True
+        followers[2].scope = here.context.subjects.scope("none", "g")
+        await here.look(*followers)
+        assert [follower.told for follower in followers] == [["proven"]] * 2 + [["look"]] + [["proven"]] * 2
+        for follower in followers:
+            follower.unproven = False
+        followers[4].seq += 100
+        await here.look(*followers)
+        assert [follower.told[-1] for follower in followers] == ["nothing"] * 4 + ["look"]
+
+    play(clock, scene)
+
+
+def test_a_stream_that_begins_anew_is_not_taken_for_the_old_one(clock: Virtual) -> None:
+    """What was found to hold nothing new may hold something there, below where nothing was."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(3)]
+        for _ in range(20):
+            here.append("noise")
+        await here.look(*followers)
+        assert {follower.told[-1] for follower in followers} == {"nothing"}
+        await asyncio.sleep(1.0)
+        here.system.remove_streams()
+        here.system.create_streams()
+        for name in ("s0", "s1", "s2", "s1"):
+            here.append(name)
+        for _ in range(30):
+            here.append("noise")
+        for asked in (followers[::2], followers[::2], followers):  # also when others have noticed it first
+            await here.look(*asked)
+            assert {follower.told[-1] for follower in asked if follower is not followers[1]} == {"nothing"}
+        assert followers[1].told[-1] == "look"
+
+    play(clock, scene)
+
+
+def test_a_replica_that_is_behind_the_leader_is_not_believed(clock: Virtual) -> None:
+    """It is asked again for a moment; then each looks at the leader, as also when no replica answers or may."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(3)]
+        newest = here.append("s1")
+        lags = [Newer([], newest - 1, whole=True)] * 2
+
+        def behind(found: Newer | None) -> Newer | None:
+            return lags.pop() if lags else found
+
+        here.events.answer = behind
+        await here.look(*followers)
+        assert [follower.told for follower in followers] == [["nothing"], ["look"], ["nothing"]]
+        assert len(here.events.questions) == 3
+        lags += [Newer([], newest - 1, whole=True)] * 9
+        await here.look(*followers)
+        here.events.answer = lambda _: None
+        await here.look(*followers)
+
+        def refuse(found: Newer | None) -> Newer | None:
+            raise PermissionDeniedError("asking", subject="x")
+
+        here.events.answer = refuse
+        await here.look(*followers)
+        assert {tuple(follower.told[-3:]) for follower in followers} == {("look", "look", "look")}
+
+    play(clock, scene)
+
+
+def test_who_cannot_be_looked_after_is_told_and_expects_the_next_look(clock: Virtual) -> None:
+    """Whether the leader or a replica cannot be asked; nobody is forgotten."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(3)]
+
+        def fail(found: Newer | None) -> Newer | None:
+            raise UnavailableError("away")
+
+        here.events.answer = fail
+        await here.look(*followers)
+        here.system.remove_streams()
+        await here.look(*followers)
+        for follower in followers:
+            assert [issubclass(one, UnavailableError) for one in follower.told] == [True, True]
+            assert (len(follower.times), follower.due > time.monotonic()) == (2, True)
+
+    play(clock, scene)
+
+
+def test_who_has_something_else_to_do_meanwhile_is_left_alone(clock: Virtual) -> None:
+    """One that looks itself hears of it, one that is forgotten of nothing; a later look is not put off."""
+
+    async def scene(here: Scene) -> None:
+        busy, gone, *others = [here.follower(f"s{n}") for n in range(6)]
+        busy.waits = False
+        here.lookout.at_once(gone)
+        here.lookout.forget(gone)
+        assert gone.due == NEVER
+
+        def meanwhile(found: Newer | None) -> Newer | None:
+            here.lookout.expect(others[0], 5.0)
+            return found
+
+        here.events.answer = meanwhile
+        await here.look(busy, *others)
+        assert (busy.told, gone.told) == (["look"], [])
+        assert {tuple(follower.told) for follower in others} == {("nothing",)}
+        assert [len(follower.times) for follower in (busy, gone, *others)] == [0, 0, 0, 1, 1, 1]
+        assert others[0].due > time.monotonic() + 4.0
+
+    play(clock, scene)
