@@ -130,7 +130,8 @@ async def test_waits_that_were_cancelled_leave_nothing_behind(replica, replica_b
             with pytest.raises(asyncio.CancelledError):
                 await waiting
         (tail,) = replica_b.transport._tails._tails.values()
-        assert not tail._waiters
+        assert [bell.callback for bell in tail.bells._bells] == [None]
+    assert not tail.bells._bells
 
 
 async def test_a_reader_is_used_by_one_task_at_a_time(replica, replica_b):
