@@ -10,8 +10,10 @@ thousand readers in a process, what is touched at a wake-up costs more than what
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
+from typing import Any, cast
 
+from natsjobs.engine.bell import Bell
 from natsjobs.engine.pages import Ahead
 from natsjobs.engine.replay import Batch
 from natsjobs.engine.tail import Tail
@@ -19,6 +21,8 @@ from natsjobs.models import StreamEvent
 
 BURST = 256
 """So many events in a row, then others have their turn."""
+_own: Callable[[StreamEvent], StreamEvent] = cast("Any", StreamEvent).__copy__
+"""Copies an event, without its data: that is decoded for each who asks for it."""
 
 
 class Hand:
@@ -40,7 +44,7 @@ class Hand:
         self._until = 0  # the index after it
         self._ahead: Ahead | None = None
         self._paging = False  # that may hold something; who reads live need not look
-        self._change: asyncio.Future[None] | None = None  # what is waited for
+        self._bell = Bell()
 
     @property
     def cursor(self) -> str | None:
@@ -56,52 +60,47 @@ class Hand:
 
         Each reader gets events of its own: their data can be changed.
         """
-        batch, position = self._find_batch(), self._position
-        if batch is None:
+        tail, position = self._tail, self._position
+        if tail is None or self._closed or self._burst >= BURST:
             return False
-        generation, kind, raws, cursors = self._generation, batch.type, batch.raws, batch.cursors(self._generation)
-        first, put = batch.index, self.hand.append
-        stop = min(batch.next, position + BURST)
-        for at in range(stop - 1, position - 1, -1):
-            here = at - first
-            put(StreamEvent(type=kind, index=at, cursor=cursors[here], generation=generation, raw=raws[here]))
+        batch = tail.news
+        if batch is not None and batch.index == position and not self._paging:  # who waits for news goes this way
+            stop = self._until = batch.next
+            self._batch, self._seq, self._fresh = batch, batch.seq, False
+            self.hand += map(_own, tail.made)
+        else:
+            batch = self._find_batch(tail, position)
+            if batch is None:
+                return False
+            stop = min(batch.next, position + BURST)
+            self.hand += batch.events(self._generation, position, stop)
         self._burst += stop - position
-        self._position, self._cursor = stop, cursors[stop - first - 1]
+        self._position, self._cursor = stop, self.hand[0].cursor
         return True
 
-    def idle(self) -> asyncio.Future[None] | None:
-        """What to wait for before ``fill`` is tried again; ``None``: there is more to do than to wait.
-
-        Whoever stops waiting, or is cancelled, calls ``forget``.
-        """
+    def idle(self) -> Bell | None:
+        """What to wait for, at once, before ``fill`` is tried again; ``None``: there is more to do than to wait."""
         tail, position = self._tail, self._position
         if tail is None or self._given is not None or position < self._until:
             return None
         if self._paging and self._ahead is not None and self._ahead.batches:
             return None
-        if (change := tail.change(position)) is not None:
-            self._change, self._burst = change, 0
-        return change
-
-    def forget(self) -> None:
-        """Nobody waits any more for what ``idle`` gave."""
-        if self._tail is not None and self._change is not None:
-            self._tail.forget(self._change)
-
-    def _find_batch(self) -> Batch | None:
-        """What was read already: the rest of a batch, the shared window, or pages of the log."""
-        tail, position, ahead = self._tail, self._position, self._ahead
-        if tail is None or ahead is None or self._closed or self._burst >= BURST:
+        if not tail.quiet(position):
             return None
+        self._burst = 0
+        return self._bell if self._bell.callback is None else tail.bells.spare()
+
+    def _find_batch(self, tail: Tail, position: int) -> Batch | None:
+        """What was read already: the rest of a batch, the shared window, or pages of the log."""
         if position < self._until:
             return self._batch
         batch = tail.take(position)
-        if self._paging:
+        if self._paging and self._ahead is not None:
             if batch is None:
-                batch = ahead.take(position, tail.next)
+                batch = self._ahead.take(position, tail.next)
             else:
-                ahead.drop(tail.next)
-                self._paging = bool(ahead.held)
+                self._ahead.drop(tail.next)
+                self._paging = bool(self._ahead.held)
         if batch is None:
             return None
         self._batch, self._until = batch, batch.next

@@ -131,6 +131,9 @@ class LogReader(Hand):
 
     def _enter(self, tail: Tail) -> None:
         self._end_span()
+        if self._tail is not None:
+            self._tail.bells.remove(self._bell)
+        tail.bells.add(self._bell)
         self._tail, self._generation = tail, tail.generation
         if hub.tracer is not None:
             with hub.tracing() as tracer:
@@ -223,12 +226,8 @@ class LogReader(Hand):
             if self._burst >= BURST:
                 self._burst = 0
                 await asyncio.sleep(0)  # who always has something to read must not keep the others from running
-            elif (change := self.idle()) is not None:
-                try:
-                    await change
-                except asyncio.CancelledError:
-                    self.forget()
-                    raise
+            elif (news := self.idle()) is not None:
+                await news
             else:
                 try:
                     if (end := await self._step()) is not None:
@@ -341,7 +340,6 @@ class LogReader(Hand):
         finally:
             tail, self._tail = self._tail, None
             if tail is not None:
-                if self._change is not None and not self._change.done():  # the others have no reason to wake
-                    tail.forget(self._change)
-                    self._change.set_result(None)
+                tail.bells.remove(self._bell)
+                self._bell.ring()  # whoever waits; the others have no reason to wake
                 await self._tails.leave(tail)

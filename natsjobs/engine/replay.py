@@ -14,7 +14,7 @@ from functools import lru_cache
 import msgspec
 
 from natsjobs.engine import garbage, wire
-from natsjobs.models import EventType
+from natsjobs.models import EventType, StreamEvent
 
 _THREE_DIGITS = [f"{number:03d}" for number in range(1000)]
 
@@ -53,6 +53,16 @@ class Batch(msgspec.Struct):
             made += [f"{head}{digits}{hint}" for digits in _THREE_DIGITS[place : place + count - len(made)]]
             thousands, place = thousands + 1, 0
         self.made = made
+        return made
+
+    def events(self, generation: str, start: int, stop: int) -> list[StreamEvent]:
+        """The events from index ``start`` to before ``stop``, the last one first."""
+        kind, raws, cursors, first = self.type, self.raws, self.cursors(generation), self.index
+        made: list[StreamEvent] = []
+        put = made.append
+        for at in range(stop - 1, start - 1, -1):
+            here = at - first
+            put(StreamEvent(type=kind, index=at, cursor=cursors[here], generation=generation, raw=raws[here]))
         return made
 
 

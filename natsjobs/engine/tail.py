@@ -21,6 +21,7 @@ from collections.abc import Callable
 from copy import copy
 
 from natsjobs.engine import wire
+from natsjobs.engine.bell import Bells
 from natsjobs.engine.context import Context
 from natsjobs.engine.lookout import NEVER, UNCHECKED, Lookout
 from natsjobs.engine.pages import Pages
@@ -36,12 +37,14 @@ from natsjobs.errors import (
     PermissionDeniedError,
     UnavailableError,
 )
+from natsjobs.models import StreamEvent
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
 _HELD = 1024  # live messages kept while a look is under way; more is a gap, which the next look repairs
+_SHARED = 256  # a message with more events is not put together for all readers at once
 _PROOFS = 3  # a history is declared lost only when this many reads at the leader agree (B3: one may be old)
 
 
@@ -56,6 +59,7 @@ class Tail:
         self.denied: PermissionDeniedError | None = None
         self.users = 0
         self.pages = Pages(context, stream_id, generation)
+        self.bells = Bells()
         self._context = context
         self._subjects = context.subjects
         self.scope = self._subjects.scope(stream_id, generation)
@@ -65,13 +69,15 @@ class Tail:
         self._window = Window(context.config.limits.reader_events)
         self.take = self._window.find
         """The batch of the window that holds an index; ``None``: not (yet, or any more) here."""
+        self.news: Batch | None = None
+        self.made: list[StreamEvent] = []
+        """The events of ``news``, the last one first: copied by readers, and never given themselves."""
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = False
         self._looks = Looks(context.config.timing.look)
         self._repairing = False  # the look under way is not the schedule's
         self._interests: list[Interest] = []
-        self._waiters: set[asyncio.Future[None]] = set()
         self._forget_reconnect: Callable[[], None] | None = None
         self._opening: asyncio.Future[None] | None = None
         self._closed = False
@@ -94,28 +100,16 @@ class Tail:
         """Sequence of the newest message known here."""
         return self._replay.seq
 
-    def change(self, index: int) -> asyncio.Future[None] | None:
-        """What is done as soon as there is something new: events, the end, or that history is lost.
+    def quiet(self, index: int) -> bool:
+        """Whether who is at event ``index`` can only wait for a ring of the ``bells``.
 
-        ``None``: who waits for event ``index`` has something else to do than to wait. Whoever stops waiting must
-        ``forget`` what was given.
+        They ring as soon as there is something new: events, the end, or that history is lost.
         """
-        if index < self._replay.next or self.terminal is not None or self.lost is not None or self.denied is not None:
-            return None
-        future: asyncio.Future[None] = asyncio.Future()
-        self._waiters.add(future)
-        return future
-
-    def forget(self, change: asyncio.Future[None]) -> None:
-        """Nobody waits for it any more."""
-        self._waiters.discard(change)
+        return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
 
     def wake(self) -> None:
         """Let all who wait look again."""
-        waiters, self._waiters = self._waiters, set()
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
+        self.bells.ring()
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -230,6 +224,7 @@ class Tail:
         verdict = self._replay.feed(message.seq, entry, end=False)
         if isinstance(verdict, Batch):
             self._window.add(verdict)
+            self._share(verdict)
             if self._replay.next > before:
                 self._looks.news()
                 self._schedule()
@@ -238,6 +233,13 @@ class Tail:
             self._replay.seq = seq  # the look begins behind what was taken in, not behind what could not be
             hub.add(measures.GAPS)
             self.look_now()
+
+    def _share(self, batch: Batch) -> None:
+        """Most readers wait for exactly this: if there are several, they copy what is made here."""
+        if self.users > 1 and len(batch.raws) <= _SHARED:
+            self.news, self.made = batch, batch.events(self.generation, batch.index, batch.next)
+        else:
+            self.news, self.made = None, []
 
     def _on_wake(self, _: Incoming) -> None:
         self.look_now()

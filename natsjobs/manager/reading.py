@@ -35,11 +35,7 @@ class _Ready(Protocol):
         ...
 
     def idle(self) -> Awaitable[None] | None:
-        """What is done when something is new, or it is closed; ``None``: there is more to do than to wait."""
-        ...
-
-    def forget(self) -> None:
-        """Nobody waits any more for what ``idle`` gave."""
+        """What ends when something is new, or it is closed, if it is awaited at once; ``None``: do not wait."""
         ...
 
 
@@ -97,9 +93,6 @@ class ReaderBlock:
             self._busy = True
             try:
                 await news
-            except BaseException:
-                ready.forget()
-                raise
             finally:
                 self._busy = False
             if not self._closed and ready.fill():

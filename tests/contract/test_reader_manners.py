@@ -130,7 +130,22 @@ async def test_waits_that_were_cancelled_leave_nothing_behind(replica, replica_b
             with pytest.raises(asyncio.CancelledError):
                 await waiting
         (tail,) = replica_b.transport._tails._tails.values()
-        assert not tail._waiters
+        assert [bell.callback for bell in tail.bells._bells] == [None]
+    assert not tail.bells._bells
+
+
+async def test_a_reader_that_went_on_to_the_next_turn_is_not_woken_for_the_one_before(replica, replica_b):
+    """Another reader may hold that log for hours; it keeps nothing of those who have left it."""
+    await write(replica, ["a"])
+    async with replica_b.manager.subscribe("s1") as stays, replica_b.manager.subscribe("s1", follow=True) as follows:
+        await take(stays, 1)
+        (tail,) = replica_b.transport._tails._tails.values()
+        assert len(tail.bells._bells) == 2
+        assert [event.data for event in await take(follows, 2)] == ["a", "end"]
+        await write(replica, ["b"])
+        assert values(await take(follows, 1)) == ["b"]
+        assert len(tail.bells._bells) == 1
+        assert [event.data for event in await take(stays, 1)] == ["end"]
 
 
 async def test_a_reader_is_used_by_one_task_at_a_time(replica, replica_b):

@@ -149,6 +149,30 @@ async def test_a_reader_that_always_has_something_lets_others_run(replica, repli
     assert most < 1000
 
 
+async def test_readers_of_a_live_job_may_each_change_what_they_got(replica, replica_b):
+    """The events are made once for all who wait for them, and each gets its own: also the first, and one that lags."""
+    generation = await write(replica, [], end=False)
+    async with contextlib.AsyncExitStack() as stack:
+        *live, lagging = [await stack.enter_async_context(replica_b.manager.subscribe("s1")) for _ in range(4)]
+        waiting = [asyncio.ensure_future(take(reader, 6)) for reader in live]
+        for number in range(6):
+            await replica.transport.emit_chunk("s1", {"n": number, "who": "nobody"}, generation=generation)
+            if number % 2:
+                await replica.transport.flush("s1", generation=generation)
+        taken = await soon(asyncio.gather(*waiting))
+        for name, events in enumerate(taken):
+            for event in events:
+                assert event.data == {"n": event.index, "who": "nobody"}
+                event.data["who"] = name
+        taken.append(await soon(take(lagging, 6)))
+        assert [[event.data["who"] for event in events] for events in taken] == [
+            *([name] * 6 for name in range(3)),
+            ["nobody"] * 6,
+        ]
+        assert len({tuple(event.cursor for event in events) for events in taken}) == 1
+        assert taken[0] == taken[1] == taken[3]
+
+
 async def test_a_reader_that_leaves_wakes_no_other(replica, replica_b):
     """A thousand that leave at once would otherwise wake each other half a million times."""
     await write(replica, [], end=False)
@@ -156,12 +180,12 @@ async def test_a_reader_that_leaves_wakes_no_other(replica, replica_b):
         blocks = [replica_b.transport.read("s1") for _ in range(3)]
         readers = [await stack.enter_async_context(block) for block in blocks]
         waiting = [asyncio.create_task(anext(reader)) for reader in readers]
-        await eventually(lambda: all(reader._change is not None for reader in readers))
-        before = [reader._change for reader in readers]
+        await eventually(lambda: all(reader._bell.callback is not None for reader in readers))
+        before = [reader._bell.callback for reader in readers]
         await blocks[0].__aexit__(None, None, None)
         with pytest.raises(Exception, match="closed"):
             await waiting[0]
-        assert [change.done() for change in before] == [True, False, False]
+        assert [reader._bell.callback for reader in readers] == [None, *before[1:]]
         for task in waiting[1:]:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
