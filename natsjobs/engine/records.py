@@ -5,33 +5,32 @@ after a write), how it is removed (a purge marker with its own TTL, never a plai
 and how keys are listed. Knows nothing of what the records mean.
 
 A list is complete for everything that existed when it was called: the newest message at the leader is the barrier, and
-what a replica gives must reach it. A page of keys comes by one question, at the cost of these keys. More are read in
-pages, until one is not full *and* the barrier is reached, and the newest value of a key counts (a record that is
-rewritten meanwhile moves behind the barrier, B6).
+what a replica gives must reach it. A page of keys comes by one question, at the cost of these keys. For more the leader
+names the keys, by its index, and their values come a page of keys at a time, each page with the newest one of all in
+it, which says whether that replica has the barrier. A page by sequence costs what lies between and before: of 100,000
+jobs the server needs 30-60 ms for 64 keys, by key it is 3 ms.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from natsjobs.engine import garbage, wire
 from natsjobs.engine.patience import FINAL, Backoff, patiently
-from natsjobs.engine.ports import Link, Message, StreamMissingError, WrongSequenceError
+from natsjobs.engine.ports import PAGE, Link, Message, StreamMissingError, WrongSequenceError
 from natsjobs.errors import StreamFullError, UnavailableError
 from natsjobs.tasks import together
 
-_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-LIST_LIMIT = 10.0
-_PAGE = 64
-_PAGE_BYTES = 524_288
+_PAGE = PAGE - 1  # keys in a question, beside that of the barrier
+_TRIES = 3
+"""So often a replica is asked for a page of keys before the leader gives them one by one."""
 
 
 class ConflictError(Exception):
@@ -115,50 +114,45 @@ class Records:
     async def list(self, key_filter: str) -> list[Slot]:
         """Every key that matches and has a value, oldest change first."""
         barrier, found = await together(
-            patiently(lambda: self._last(key_filter), limit=self._patience), self._newest(key_filter)
+            patiently(lambda: self._last(key_filter), limit=self._patience), self._newest([key_filter])
         )
         if barrier is None:
             return []
-        if (
-            not found or found[-1].seq < barrier.seq
-        ):  # too many, or a replica that lags: page by page, until it is there
-            found = [*(await self._paged(key_filter, barrier)).values()]
+        if not found or found[-1].seq < barrier.seq:  # too many, or a replica that lags
+            found = await self._by_key(key_filter)
         return [slot for message in found if (slot := _slot(message)).value is not None]
 
-    async def _newest(self, key_filter: str) -> Sequence[Message] | None:
+    async def _newest(self, filters: Sequence[str]) -> Sequence[Message] | None:
         try:
-            return await self._link.records.newest([key_filter])
+            return await self._link.records.newest(filters)
         except UnavailableError:
             return None  # the leader says what is wrong
 
-    async def _paged(self, key_filter: str, barrier: Message) -> dict[str, Message]:
-        newest: dict[str, Message] = {}
-        seq, until = 1, time.monotonic() + LIST_LIMIT
-        while True:
-            start = seq
-            page = await patiently(
-                partial(self._link.records.page, key_filter, start, batch=_PAGE, max_bytes=_PAGE_BYTES),
-                limit=self._patience,
-            )
-            for message in page:
-                newest.pop(message.subject, None)
-                newest[message.subject] = message
-            if page:
-                seq = page[-1].seq + 1
-            full = len(page) >= _PAGE or sum(len(m.body) for m in page) >= _PAGE_BYTES // 2
-            if not full and seq > barrier.seq:
-                break
-            if time.monotonic() > until:
-                _log.warning(
-                    "listing %s took longer than %.0f s; it may lack the newest changes", key_filter, LIST_LIMIT
-                )
-                break
-            if not page:  # the answering replica lags behind the leader, or what was there has been rewritten
-                behind = await patiently(partial(self._link.records.next, key_filter, start), limit=self._patience)
-                if behind is None:
+    async def _by_key(self, key_filter: str) -> Sequence[Message]:
+        """What the index of the leader names; nothing that lies between costs anything."""
+        keys = [*await self._at_leader(lambda: self._link.records.subjects(key_filter))]
+        barrier = await self._at_leader(lambda: self._last(key_filter))  # not older than any of these keys
+        found: deque[Message] = deque()
+        for start in range(0, len(keys), _PAGE):
+            part = keys[start : start + _PAGE]
+            answer = None
+            for _ in range(_TRIES):
+                if barrier is None:
+                    return found  # nothing matches any more, so nothing is left of the others
+                answer = await self._newest([*part, barrier.subject])
+                if answer and answer[-1].seq >= barrier.seq:
                     break
-                await asyncio.sleep(0.01)
-        return newest
+                answer = None
+                barrier = await self._at_leader(lambda: self._last(key_filter))  # it may be gone by now
+            if answer is None:
+                stored = [await self._at_leader(partial(self._last, key)) for key in part]
+                answer = [message for message in stored if message is not None]
+            wanted = set(part)
+            found += (message for message in answer if message.subject in wanted)
+        return sorted(found, key=lambda message: message.seq)
+
+    async def _at_leader(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        return await patiently(ask, limit=self._patience)
 
 
 def _slot(message: Message) -> Slot:

@@ -276,3 +276,35 @@ async def test_cleanup_of_nothing_is_zero(store):
     await store.create_job("s1", "alice")
     assert await store.cleanup() == 0
     assert (await store.get_job("s1")).status == "running"
+
+
+@pytest.mark.parametrize("state", ["well", "old", "silent", "moving"])
+async def test_a_long_list_is_whole_whatever_replicas_say(store, store_b, monkeypatch, state):
+    """More than two pages: a replica that lags or says nothing is not believed, also when the newest key goes away."""
+    await asyncio.gather(*(store.create_job(f"j{number}", "alice") for number in range(150)))
+    await store.delete_job("j7")
+    for number in range(0, 150, 10):
+        await store.update_job(f"j{number}", status="complete")
+    records = store_b.replica.context.link.records
+    newest, behind, asked = records.newest, (await records.last("$KV.*.job.>")).seq - 20, 0
+
+    async def answer(filters):
+        nonlocal asked
+        asked += 1
+        found = await newest(filters)
+        if state == "silent" or found is None:
+            return None
+        if state == "moving" and asked == 2:
+            await store.delete_job("j149")
+        return [message for message in found if message.seq <= behind] if state == "old" else found
+
+    monkeypatch.setattr(records, "newest", answer)
+    gone = {7, 149} if state == "moving" else {7}
+    found = await soon(store_b.list_jobs())
+    listed = sorted(f"j{number}" for number in range(150) if number not in gone)
+    assert [one for one in ids(found) if state != "moving" or one != "j149"] == listed  # read before it went, perhaps
+    ended = {job.stream_id for job in found if job.status is JobStatus.COMPLETE}
+    assert ended == {f"j{number}" for number in range(0, 150, 10)}
+    assert len(await soon(store_b.get_running_jobs())) == 150 - 15 - len(gone)
+    active = await soon(store_b.get_active_job_ids_by_user("alice"))
+    assert sorted(active) == sorted(f"j{n}" for n in range(150) if n % 10 and n not in gone)
