@@ -37,6 +37,8 @@ from natsjobs.jetstream.line import Line
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
 _LOOK_EVERY = 1.0
+_OVERLAP = 1_000
+"""Subjects of the part before that are asked for once more."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -201,14 +203,20 @@ class NatsStream:
     async def subjects(self, subject_filter: str) -> dict[str, int]:
         """Subjects that match and hold messages, with their counts. Raises as the port says."""
         found: dict[str, int] = {}
-        offset = 0
+        offset, known = 0, ""
         while True:
             info = await self._ask({"subjects_filter": subject_filter, "offset": offset})
             part = info.state.subjects or {}
+            if offset and not (part and min(part) <= known):  # more were removed meanwhile than two parts overlap
+                offset = max(0, offset - max(len(part), _OVERLAP))
+                continue
             found.update(part)
-            offset += len(part)
-            if not part or offset >= info.total:
+            end = offset + len(part)
+            if not part or end >= info.total:
                 return found
+            # The server gives a hundred thousand at most, in their order, and counts anew each time: what is removed
+            # meanwhile moves others towards the beginning.
+            offset, known = end - min(_OVERLAP, len(part) // 2), max(part)
 
     async def state(self) -> StreamState:
         """The stream now. Raises as the port says."""

@@ -17,6 +17,7 @@ from waiting import eventually
 
 from natsjobs.engine.ports import Incoming, StreamMissingError, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, StreamFullError, UnavailableError
+from natsjobs.jetstream.answers import Info, Numbers
 
 
 @pytest.fixture(params=["newest_server", "oldest_server"])
@@ -194,6 +195,30 @@ async def test_a_page_ends_at_its_batch_and_its_bytes(here: Space) -> None:
     page = await here.link.events.page(here.scope, 1, max_bytes=3500)
     assert 1 <= len(page) <= 4
     assert [message.seq for message in page] == list(range(1, len(page) + 1))
+
+
+@pytest.mark.parametrize("removed", [1, 4, 7, 30], ids=lambda n: f"{n} removed")
+async def test_a_list_in_parts_misses_nothing_that_stays(
+    here: Space, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    """The server counts anew for each part; what is removed between two moves others out of the next one's sight."""
+    names, offsets = [f"subject.{n:03d}" for n in range(200)], list[int]()
+    stay = set(names[100:])
+
+    async def answer(query: dict[str, Any]) -> Info:
+        """As a server that tells ten at a time, from which the first are removed meanwhile."""
+        offset = query["offset"]
+        offsets.append(offset)
+        part = names[offset : offset + 10]
+        told = Info(created="x", total=len(names), offset=offset, state=Numbers(subjects=dict.fromkeys(part, 1)))
+        if names[0] not in stay:
+            del names[: min(removed, names.index("subject.100"))]
+        return told
+
+    stream: Any = here.link.events
+    monkeypatch.setattr(stream, "_ask", answer)
+    assert stay <= (await stream.subjects(">")).keys()
+    assert len(offsets) < 100
 
 
 async def test_the_state_tells_the_stream_and_the_servers_clock(here: Space) -> None:
