@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import json
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,36 +125,64 @@ async def test_a_replica_without_a_leader_keeps_nobody_with_it(tmp_path: Path, m
         second.stop()
 
 
-async def test_a_leader_that_stores_nothing_any_more_is_left(tmp_path: Path, monkeypatch: Any) -> None:
-    """B3, B4: a leader that was cut off answers reads for up to 20 s; a lease that cannot be renewed lapses before."""
-    monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
-    settings = config(request=1.0)
+@dataclass
+class Silent:
+    """A link to servers of which the first, or all, take in silence what is stored under one key."""
+
+    link: NatsLink
+    names: Subjects
+    ports: list[int]
+    key: str
+    moved: list[float]
+
+    async def store(self) -> None:
+        """Append under that key."""
+        await self.link.records.append(self.key, b"{}")
+
+    @property
+    def port(self) -> int:
+        """Of the server that the link is on."""
+        return int(self.link.nc.connected_url.port)
+
+
+@asynccontextmanager
+async def silent(folder: Path, *, all_servers: bool = False, request: float = 1.0) -> AsyncIterator[Silent]:
+    """Two servers, and a link on the first of them."""
+    settings = config(request=request)
     key = f"$KV.{settings.namespace}_jobs.silent"
-    first, second = Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n'), Server(tmp_path, JETSTREAM)
-    first.start()
-    second.start()
-    link = NatsLink.dial([first.url, second.url], settings, dont_randomize=True)
+    quiet = f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n'
+    servers = [Server(folder, quiet), Server(folder, quiet if all_servers else JETSTREAM)]
+    for one in servers:
+        one.start()
+    link = NatsLink.dial([one.url for one in servers], settings, dont_randomize=True)
+    moved: list[float] = []
     try:
         await link.open()
         await link.nc.subscribe("silent", cb=Silence().__call__)
-        moved = asyncio.Event()
-        link.on_reconnect(moved.set)
-        silent = asyncio.create_task(link.records.append(key, b"{}"))
+        link.on_reconnect(lambda: moved.append(time.monotonic()))
+        yield Silent(link, Subjects(settings.namespace), [one.port for one in servers], key, moved)
+    finally:
+        await link.close()
+        for one in servers:
+            one.stop()
+
+
+async def test_a_leader_that_stores_nothing_any_more_is_left(tmp_path: Path, monkeypatch: Any) -> None:
+    """B3, B4: a leader that was cut off answers reads for up to 20 s; a lease that cannot be renewed lapses before."""
+    monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
+    async with silent(tmp_path) as here:
+        storing = asyncio.create_task(here.store())
         answered = 0
-        while not silent.done():
+        while not storing.done():
             with suppress(UnavailableError):  # the move itself breaks the last one
-                assert await link.records.next("$KV.>") is None
+                assert await here.link.records.next("$KV.>") is None
                 answered += 1
             await asyncio.sleep(0.05)
         with pytest.raises(UnavailableError, match="no answer in time"):
-            await silent
+            await storing
         assert answered > 1
-        await asyncio.wait_for(moved.wait(), 20)
-        assert link.nc.connected_url.port == second.port
-    finally:
-        await link.close()
-        first.stop()
-        second.stop()
+        await eventually(lambda: here.moved)
+        assert here.port == here.ports[1]
 
 
 async def appended(link: NatsLink, names: Subjects, number: int, way: str) -> int:
@@ -169,85 +199,43 @@ async def appended(link: NatsLink, names: Subjects, number: int, way: str) -> in
 async def test_one_silent_request_among_stored_ones_moves_nobody(tmp_path: Path, monkeypatch: Any, way: str) -> None:
     """B4: 5 s without *one* successful request, not one request of 5 s without success."""
     monkeypatch.setattr(wiring, "MOVE_AFTER", 0.8)
-    settings = config(request=1.0)
-    key = f"$KV.{settings.namespace}_jobs.silent"
-    first, second = Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n'), Server(tmp_path, JETSTREAM)
-    first.start()
-    second.start()
-    link = NatsLink.dial([first.url, second.url], settings, dont_randomize=True)
-    try:
-        await link.open()
-        await link.nc.subscribe("silent", cb=Silence().__call__)
-        moved: list[str] = []
-        link.on_reconnect(lambda: moved.append("moved"))
-        silent = asyncio.create_task(link.records.append(key, b"{}"))
+    async with silent(tmp_path) as here:
+        storing = asyncio.create_task(here.store())
         stored = 0
-        while not silent.done():
-            stored = await appended(link, Subjects(settings.namespace), stored, way)
+        while not storing.done():
+            stored = await appended(here.link, here.names, stored, way)
             await asyncio.sleep(0.05)
         with pytest.raises(UnavailableError, match="no answer in time"):
-            await silent
-        assert await link.records.next("$KV.>") is None
-        assert (moved, link.nc.connected_url.port) == ([], first.port)
-    finally:
-        await link.close()
-        first.stop()
-        second.stop()
+            await storing
+        assert await here.link.records.next("$KV.>") is None
+        assert (here.moved, here.port) == ([], here.ports[0])
 
 
 async def test_what_failed_before_a_reconnect_counts_no_more(tmp_path: Path, monkeypatch: Any) -> None:
     """B4: the 5 s begin anew with every connection, or a server would be left for what another one did."""
     monkeypatch.setattr(wiring, "MOVE_AFTER", 1.5)
-    settings = config(request=1.0)
-    key = f"$KV.{settings.namespace}_jobs.silent"
-    servers = [Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n') for _ in range(2)]
-    for one in servers:
-        one.start()
-    link = NatsLink.dial([one.url for one in servers], settings)
-    try:
-        await link.open()
-        await link.nc.subscribe("silent", cb=Silence().__call__)
-        moved: list[float] = []
-        link.on_reconnect(lambda: moved.append(time.monotonic()))
+    async with silent(tmp_path, all_servers=True) as here:
         with pytest.raises(UnavailableError):
-            await link.records.append(key, b"{}")
-        await link.nc.force_reconnect()
-        await eventually(lambda: moved)
+            await here.store()
+        await here.link.nc.force_reconnect()
+        await eventually(lambda: here.moved)
         with pytest.raises(UnavailableError, match="no answer in time"):
-            await link.records.append(key, b"{}")
-        assert link.nc.is_connected
+            await here.store()
+        assert here.link.nc.is_connected
         with pytest.raises(UnavailableError, match="no answer in time"):
-            await link.records.append(key, b"{}")
-        await eventually(lambda: len(moved) == 2)
-    finally:
-        await link.close()
-        for one in servers:
-            one.stop()
+            await here.store()
+        await eventually(lambda: len(here.moved) == 2)
 
 
 async def test_a_client_whom_no_server_serves_moves_seldom(tmp_path: Path, monkeypatch: Any) -> None:
     """B4: at most once in a while, or all clients of a cluster without a leader would storm from node to node."""
     monkeypatch.setattr(wiring, "MOVE_AFTER", 0.3)
     monkeypatch.setattr(wiring, "MOVE_EVERY", 1.5)
-    settings = config(request=0.2)
-    key = f"$KV.{settings.namespace}_jobs.silent"
-    servers = [Server(tmp_path, f'{JETSTREAM}mappings: {{"{key}": "silent"}}\n') for _ in range(2)]
-    for one in servers:
-        one.start()
-    link = NatsLink.dial([one.url for one in servers], settings)
-    try:
-        await link.open()
-        await link.nc.subscribe("silent", cb=Silence().__call__)
-        moved: list[float] = []
-        link.on_reconnect(lambda: moved.append(time.monotonic()))
-        while len(moved) < 3:
+    async with silent(tmp_path, all_servers=True, request=0.2) as here:
+        while len(here.moved) < 3:
             with pytest.raises(UnavailableError):
-                await link.records.append(key, b"{}")
-        assert all(later - sooner > 1.4 for sooner, later in itertools.pairwise(moved))
-    finally:
-        await link.close()
-        for one in servers:
-            one.stop()
+                await here.store()
+        assert all(later - sooner > 1.4 for sooner, later in itertools.pairwise(here.moved))
 
 
 async def test_a_follower_that_cannot_look_looks_again_soon(newest_server: str) -> None:
