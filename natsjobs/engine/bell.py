@@ -20,13 +20,15 @@ from typing import Any, cast
 class Bell:
     """Awaited by one task at a time, as often as it likes. It keeps nothing: a ring while nobody waits is not heard."""
 
-    __slots__ = ("_asyncio_future_blocking", "_cut", "_loop", "callback", "context")
+    __slots__ = ("_asyncio_future_blocking", "_cut", "_loop", "callback", "context", "taken")
 
     def __init__(self) -> None:
         """For the loop that runs."""
         self.callback: Callable[[Bell], object] | None = None
         """Goes on with the task that waits; ``None``: nobody does, or it goes on already."""
         self.context: Context | None = None
+        self.taken = False
+        """A task waits for it, or was woken and has not gone on yet: what that one is to hear is its own."""
         self._loop = asyncio.get_running_loop()
         self._cut: tuple[object, ...] | None = None  # the cancellation that ended the waiting, and what it says
         self._asyncio_future_blocking = False
@@ -40,7 +42,7 @@ class Bell:
     # -- what a task wants of a future
 
     def __await__(self) -> Generator[Any, None, None]:
-        if self.callback is not None:
+        if self.taken:
             raise RuntimeError("another task waits for this bell, and would never wake; take a spare one")
         self._asyncio_future_blocking = True
         return cast("Generator[Any, None, None]", iter((self,)))  # it has all of one that is used here, in C
@@ -51,7 +53,7 @@ class Bell:
 
     def add_done_callback(self, callback: Callable[[Bell], object], *, context: Context | None = None) -> None:
         """A task waits from now on."""
-        self.callback, self.context = callback, context
+        self.callback, self.context, self.taken = callback, context, True
 
     def cancel(self, msg: object = None) -> bool:
         """The task that waits was cancelled; also when it was rung already, and has not gone on yet."""
@@ -61,6 +63,7 @@ class Bell:
 
     def result(self) -> None:
         """What the task hears as it goes on."""
+        self.taken = False
         if self._cut is not None:
             cut, self._cut = self._cut, None
             raise asyncio.CancelledError(*cut)
@@ -80,12 +83,14 @@ class Bells:
         self._bells[bell] = None
 
     def remove(self, bell: Bell) -> None:
-        """Ring it no more."""
+        """Ring it no more; who waits in its place at a spare one looks what has become of the reader."""
         self._bells.pop(bell, None)
+        for spare in self._spare:
+            spare.ring()
 
     def spare(self) -> Bell:
         """One for a task that finds the bell of its reader taken by another; to be awaited at once."""
-        self._spare = [bell for bell in self._spare if bell.callback is not None]
+        self._spare = [bell for bell in self._spare if bell.taken]
         self._spare.append(Bell())
         return self._spare[-1]
 

@@ -88,7 +88,7 @@ class Hand:
         if not tail.quiet(position):
             return None
         self._burst = 0
-        return self._bell if self._bell.callback is None else tail.bells.spare()
+        return tail.bells.spare() if self._bell.taken else self._bell
 
     def _find_batch(self, tail: Tail, position: int) -> Batch | None:
         """What was read already: the rest of a batch, the shared window, or pages of the log."""

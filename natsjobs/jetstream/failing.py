@@ -3,7 +3,8 @@
 Owns the two judgements by which a client leaves its server (B4). A server that was cut off from the others goes on
 talking: as the leader that it was it answers reads with what it holds, for up to 20 s. So answers are not enough where
 appends go out and none is stored. Every replica renews its lease, so appends do go out, and others are stored where one
-was lost with a leader that was just leaving.
+was lost with a leader that was just leaving. Where nothing else is stored for so long (an idle replica, or one that
+renews more seldom) that one append moves a client for nothing: a reconnect, against a lease that lapses.
 
 It does not know the connection; that one asks, moves, and begins anew with every server.
 """

@@ -33,26 +33,32 @@ class Frames(asyncio.Protocol):
         self.below = below
         self._is_idle = is_idle
         self._deliver = deliver
+        self._begun = False  # nats-py may be in the middle of a message, of which only it knows where it ends
         self._rest = bytearray()  # the beginning of a message
         self._needed = 0  # so long it is at least; 0: nobody but nats-py can tell what it is
 
     def data_received(self, data: bytes) -> None:
         """Hand over what is whole, keep the beginning of what is not."""
-        rest = self._rest
+        ours, rest = self._is_idle(), self._rest
+        if not self._begun:
+            if not ours:
+                self.below.data_received(data)
+                return
+            self._begun = True
         if rest:
             rest += data
             if len(rest) < self._needed:
                 return
             data = bytes(rest)
             rest.clear()
-        at, ours = 0, self._is_idle()
+        at = 0
         if ours:
             at = self._cut(data, 0, self._deliver)
             ours = at == len(data) or self._needed > 0
         if not ours:  # whole messages only, so that nats-py has nothing to wait for when it has looked at them
             end = self._cut(data, at, None)
             if end < len(data) and not self._needed:
-                end = len(data)
+                end, self._begun = len(data), False
             self.below.data_received(data[at:end])
             at = end
         rest += data[at:]
@@ -97,15 +103,17 @@ class Frames(asyncio.Protocol):
         """Give nats-py the beginning that is kept; whoever takes this out of the way calls it."""
         rest = bytes(self._rest)
         self._rest.clear()
-        self.below.data_received(rest)
+        if rest:
+            self.below.data_received(rest)
 
     def eof_received(self) -> bool | None:
-        """The peer sends no more."""
+        """The peer sends no more, so what has begun will not be whole."""
+        self._rest.clear()
         keep_open: bool | None = self.below.eof_received()
         return keep_open
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is gone, and what has begun will not be whole."""
+        """The socket is gone."""
         self._rest.clear()
         self.below.connection_lost(exc)
 

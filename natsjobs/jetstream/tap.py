@@ -139,8 +139,6 @@ class Tap:
 
     def _uninstall(self) -> None:
         """Put back what was there; what somebody else put in meanwhile stays (ours below it only passes on)."""
-        if self.direct:
-            read_no_more(self.nc)
         for name, ours in self._ours.items():
             theirs = self._saved[name]
             if getattr(self._inner, name) != ours:
@@ -149,6 +147,8 @@ class Tap:
                 del self._inner._process_msg
             else:
                 setattr(self._inner, name, theirs)
+        if self.direct:
+            read_no_more(self.nc)
 
     def _tell(self, event: str, *args: object) -> None:
         for listener in list(self._listeners):
@@ -169,7 +169,7 @@ class Tap:
         await self._pass_on("_disconnected_cb")
 
     async def _reconnected(self) -> None:
-        if self.direct:
+        if self.direct and self._listeners:  # else ours is only below somebody else's
             read_past(self.nc, self._hand_over)
         self._tell("on_connected")
         await self._pass_on("_reconnected_cb")

@@ -18,6 +18,7 @@ from waiting import eventually
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, UnavailableError, UnsupportedServerError
 from natsjobs.jetstream import tap as tapping
+from natsjobs.jetstream.frames import Frames
 from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.tap import Tap, tap_of
 from natsjobs.jetstream.turn import TurnEnd
@@ -178,6 +179,32 @@ async def test_links_that_leave_out_of_order_leave_nothing(newest_server: str) -
     nc._error_cb = ours
     tap.remove(first)
     assert nc._error_cb == original
+    await nc.close()
+
+
+async def test_below_what_somebody_else_put_in_nothing_is_read_past_nats_py(newest_server: str) -> None:
+    """Our callback stays there and only passes on, also that the connection is back."""
+    nc = await nats.connect(newest_server)
+
+    class Nobody:
+        def on_disconnected(self) -> None: ...
+        def on_connected(self) -> None: ...
+        def on_closed(self) -> None: ...
+        def on_error(self, error: Exception) -> None: ...
+
+    tap, nobody = tap_of(nc), Nobody()
+    tap.add(nobody)
+    ours, back = nc._reconnected_cb, asyncio.Event()
+
+    async def theirs() -> None:
+        await ours()
+        back.set()
+
+    nc._reconnected_cb = theirs
+    tap.remove(nobody)
+    nc._transport._io_writer.transport.abort()
+    await asyncio.wait_for(back.wait(), 20)
+    assert not isinstance(nc._transport._io_writer.transport.get_protocol(), Frames)
     await nc.close()
 
 

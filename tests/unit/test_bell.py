@@ -224,6 +224,55 @@ def test_a_task_that_rings_as_it_goes_on_is_heard_by_those_that_wait_again(play:
     play(scene)
 
 
+def test_a_task_that_was_cancelled_hears_it_itself(play: _Play) -> None:
+    """Until it has gone on the bell is its own: a second task, which comes before that, is refused."""
+
+    async def scene() -> None:
+        bells, bell, heard = Bells(), Bell(), list[str]()
+        bells.add(bell)
+        late: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def first() -> None:
+            await bell
+            heard.append("the first went on")
+
+        async def second() -> None:
+            await late
+            try:
+                await bell
+            except RuntimeError:
+                heard.append("the second was refused")
+
+        tasks_ = [asyncio.create_task(first()), asyncio.create_task(second())]
+        await asyncio.sleep(0.01)
+        late.set_result(None)  # the second one is in the queue,
+        bells.ring()  # and behind it the ring,
+        tasks_[0].cancel()  # and behind that the cancellation of the first one
+        outcomes = await asyncio.gather(*tasks_, return_exceptions=True)
+        assert isinstance(outcomes[0], asyncio.CancelledError)
+        assert (outcomes[1], heard) == (None, ["the second was refused"])
+
+    play(scene)
+
+
+def test_who_waits_at_a_spare_bell_hears_that_the_reader_has_left(play: _Play) -> None:
+    """There may be nothing else that would ever wake it."""
+
+    async def scene() -> None:
+        bells, bell = Bells(), Bell()
+        bells.add(bell)
+
+        async def wait() -> None:
+            await bells.spare()
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0.01)
+        bells.remove(bell)
+        await asyncio.wait_for(waiting, 5)
+
+    play(scene)
+
+
 def test_a_second_task_is_refused_and_the_first_waits_on(play: _Play) -> None:
     """It would take the place of the first, which nothing would ever wake."""
 

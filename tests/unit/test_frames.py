@@ -96,19 +96,23 @@ others = st.one_of(
 
 @given(st.lists(st.one_of(messages, messages, others), max_size=30), st.data())
 def test_however_it_is_cut_everything_comes_once_and_in_order(sent: list[Any], data: st.DataObject) -> None:
-    """Ours past nats-py, the rest through it, whatever the pieces are and whether or not it has kept up."""
+    """Ours past nats-py, the rest through it, whatever the pieces are and whether or not it has kept up.
+
+    The first pieces come before the shortcut is there, as when a link is opened on a connection under traffic.
+    """
     stream = b"".join(map(wire, sent))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     turns = [data.draw(st.integers(0, 3)) for _ in range(len(cuts) + 1)]
+    before = data.draw(st.integers(0, 3))
 
     async def play() -> Reading:
         reading = Reading()
         task = asyncio.create_task(reading.read())
-        for start, end, wait in zip([0, *cuts], [*cuts, len(stream)], turns, strict=True):
+        for piece, (start, end, wait) in enumerate(zip([0, *cuts], [*cuts, len(stream)], turns, strict=True)):
             for _ in range(wait):
                 await asyncio.sleep(0)
             if start < end:
-                reading.frames.data_received(stream[start:end])
+                (reading.frames.below if piece < before else reading.frames).data_received(stream[start:end])
         reading.frames.eof_received()
         await task
         return reading
@@ -167,6 +171,35 @@ async def test_what_is_no_nats_is_left_to_nats_py(line: bytes) -> None:
     assert reading.past == 1
     assert bytes(reading.stream._buffer).startswith(line)
     task.cancel()
+
+
+async def test_in_the_middle_of_a_message_nothing_is_taken_for_the_wire() -> None:
+    """A body may quote the protocol: what a line of it announces is not waited for."""
+    reading = Reading()
+    task = asyncio.create_task(reading.read())
+    await asyncio.sleep(0)
+    theirs = (THEIRS, b"user", b"", b"a trace of the wire:\r\nMSG orders.new 1 900000\r\n", b"")
+    reading.frames.below.data_received(wire(theirs)[:20])
+    await asyncio.sleep(0)
+    reading.frames.data_received(wire(theirs)[20:])
+    await asyncio.sleep(0)
+    assert reading.told == [theirs]
+    reading.frames.data_received(wire("PING"))
+    reading.frames.eof_received()
+    await task
+    assert reading.told == [theirs, "PING"]
+
+
+async def test_after_the_end_of_the_stream_nothing_is_given_back() -> None:
+    """The peer said goodbye in the middle of a message, and the link is closed before nats-py has closed the socket."""
+    reading = Reading()
+    task = asyncio.create_task(reading.read())
+    await asyncio.sleep(0)
+    reading.frames.data_received(wire((OURS, b"a", b"", b"x" * 100, b""))[:50])
+    reading.frames.eof_received()
+    reading.frames.give_back()
+    await task
+    assert reading.told == []
 
 
 async def test_what_had_begun_is_given_back() -> None:
