@@ -5,10 +5,10 @@ generation has ended. Readers pull from the window by index; one that has fallen
 so a slow reader costs nobody anything, and no reader costs the server a consumer.
 
 The live path loses messages in ordinary operation (a deposed leader never republishes what it had not applied; a cut
-node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: read
-at the leader the first message after the last one seen. It happens on attach, after every gap, reconnect and wake-up,
-once more soon after each of these, and ever more rarely while nothing comes (A7); whether there is anything new at
-all is asked for many tails at once (``lookout``).
+node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: is there
+a message after the last one seen? It happens on attach, after every gap, reconnect and wake-up, once more soon after
+each of these, and ever more rarely while nothing comes (A7). What is read is read at the leader; that there is nothing
+to read a replica may say, to many tails at once (``lookout``), but at every fifth look in a row the leader.
 A terminal record that arrives live is believed only after it was read from the log (B10). Who may not look does not
 know whether there is more: that is told to readers that have nothing else (``denied``), until a look succeeds.
 """
@@ -58,14 +58,11 @@ class Tail:
         self.lost: NatsJobsError | None = None
         self.denied: PermissionDeniedError | None = None
         self.users = 0
-        self.pages = Pages(context, stream_id, generation)
-        self.bells = Bells()
-        self._context = context
-        self._subjects = context.subjects
+        self.pages, self.bells = Pages(context, stream_id, generation), Bells()
+        self._context, self._subjects = context, context.subjects
         self.scope = self._subjects.scope(stream_id, generation)
         self.due, self.checked = NEVER, UNCHECKED
-        self._lookout = lookout
-        self._events = context.link.events
+        self._lookout, self._events = lookout, context.link.events
         self._window = Window(context.config.limits.reader_events)
         self.take = self._window.find
         """The batch of the window that holds an index; ``None``: not (yet, or any more) here."""
@@ -101,10 +98,7 @@ class Tail:
         return self._replay.seq
 
     def quiet(self, index: int) -> bool:
-        """Whether who is at event ``index`` can only wait for a ring of the ``bells``.
-
-        They ring as soon as there is something new: events, the end, or that history is lost.
-        """
+        """Whether who is at event ``index`` can only wait for a ring of the ``bells``, as there is nothing new."""
         return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
 
     def wake(self) -> None:
@@ -172,11 +166,9 @@ class Tail:
             return
         if entry.type == "gone":
             raise self._lose("its log was removed")
-        if entry.type == "part" and 0 < entry.first <= message.seq:
-            self._replay = Replay(entry.index, entry.first - 1)  # join the pieces from the first on
-            await self._read_on()
-        elif entry.type == "part" or entry.type == "final":
-            self._replay = Replay(entry.index, message.seq - 1)
+        if entry.type == "part" or entry.type == "final":
+            in_pieces = entry.type == "part" and 0 < entry.first <= message.seq  # join them from the first on
+            self._replay = Replay(entry.index, (entry.first if in_pieces else message.seq) - 1)
             await self._read_on()
         elif entry.type == "events" and not message.subject.endswith(".end"):
             self._skip_to(entry, message.seq)  # it is in the hand: who comes for it need not read it again
@@ -268,9 +260,14 @@ class Tail:
         return self._held is None and not self.is_over
 
     @property
+    def alone(self) -> bool:
+        """Whether the next look is at the leader, whatever a replica would say; after a reconnect it is one soon."""
+        return self._looks.silent % 5 == 1 and not self._doubtful
+
+    @property
     def unproven(self) -> bool:
         """Whether the next look has to find what was already seen, too."""
-        return self._doubtful or self._looks.silent % 5 == 1
+        return self._doubtful or self.alone  # many at once after a reconnect: a replica may say that for now
 
     def look_now(self) -> None:
         """Something may have been missed: start a look, or one more after the one that is under way."""

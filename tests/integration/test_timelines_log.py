@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,7 @@ async def test_a7_events_and_an_end_that_were_lost_live_are_found_by_the_quiet_l
 
 
 async def test_a7_many_quiet_followers_look_by_one_question(many: Timelines):
-    """Hardly one asks the leader by himself; and whoever has lost something live, or an end, has it by then."""
+    """One look in five is at the leader; and whoever has lost something live, or an end, has it by the next one."""
     owner, viewer = await many.add(), await many.add()
     names = [f"s{number}" for number in range(20)]
     jobs = {name: await owner.store.create_job(name, "alice") for name in names}
@@ -308,16 +309,16 @@ async def test_a7_many_quiet_followers_look_by_one_question(many: Timelines):
         readers = dict(zip(names, await asyncio.gather(*entering), strict=True))
         asking = spying(await many.admin(), f"$JS.API.DIRECT.GET.{log}", f"$JS.API.STREAM.MSG.GET.{log}")
         asked = await open_readers.enter_async_context(asking)
-        together, alone = set[str](), list[str]()
+        together, alone = Counter[str](), list[str]()
 
         def all_looked() -> bool:
             for query in map(json.loads, [asked.pop(0).data for _ in range(len(asked))]):
                 together.update(query.get("multi_last", ()))
                 alone.extend(scopes & {query.get("next_by_subj")})
-            return together >= scopes
+            return min(together[scope] for scope in scopes) >= 3
 
         await eventually(all_looked)
-        assert len(alone) < len(names) / 2
+        assert len(alone) <= 2 * len(names)  # that look is two questions: what comes next, and is the newest there
         await viewer.stop_hearing(many.subjects.live_prefix)
         await owner.store.append_chunk("s4", "lost")
         await owner.transport.emit_done("s7", "end", generation=jobs["s7"].generation)
