@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from jetstream_kit import Server, config, server, space
-from waiting import known, take
+from jetstream_kit import Proxy, Server, config, server, space
+from waiting import eventually, known, take
 
 import natsjobs
 from natsjobs.config import Timing
@@ -46,17 +47,25 @@ async def test_a_list_of_the_longest_ids_is_complete(small: Server) -> None:
 
 
 async def test_followers_of_the_longest_ids_have_what_was_lost_live(small: Server) -> None:
-    """Also by the look of many at once."""
-    async with space(small.url, config(timing=Timing(look=0.3))) as here, AsyncExitStack() as stack:
-        jobs = await stack.enter_async_context(natsjobs.connect(nc=here.nc, config=here.config))
+    """Also by the look of all at once, after a reconnect; the next one would be an hour later."""
+    async with (
+        Proxy(small.port) as wire,
+        space(small.url, config(timing=Timing(look=3600.0))) as here,
+        natsjobs.connect(nc=here.nc, config=here.config) as jobs,
+        natsjobs.connect(wire.url, config=here.config) as viewer,
+        AsyncExitStack() as stack,
+    ):
         names = [f"{n:03d}{'я' * 126}" for n in range(60)]
         runs = [await stack.enter_async_context(jobs.start(name, user_id="u")) for name in names]
-        viewer = await stack.enter_async_context(natsjobs.connect(small.url, config=here.config))
         readers = [await stack.enter_async_context(viewer.subscribe(name)) for name in names]
+        now, tails = asyncio.get_running_loop().time(), viewer.transport._tails._tails.values()
+        await eventually(lambda: all(now + 600 < tail.due < math.inf for tail in tails))
         nc = viewer.transport.replica.context.link.nc
         for sid, sub in nc._subs.items():
             if sub.subject.startswith(here.names.live_prefix):
                 await nc._send_unsubscribe(sid)
         await known(nc)
         await runs[7].emit("lost")
+        await runs[7].flush()
+        wire.drop()
         assert [event.data for event in await take(readers[7], 1)] == ["lost"]
