@@ -71,21 +71,19 @@ class Tail:
         """The events of ``news``, the last one first: copied by readers, and never given themselves."""
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
-        self._again = self._doubtful = False
+        self._again = self._doubtful = self._closed = False
         self._looks = Looks(context.config.timing.look)
         self._repairing = False  # the look under way is not the schedule's
         self._interests: list[Interest] = []
         self._forget_reconnect: Callable[[], None] | None = None
         self._opening: asyncio.Future[None] | None = None
-        self._closed = False
 
     # -- what readers see ---------------------------------------------------------------------------------------
 
     @property
     def start(self) -> int:
         """Index of the oldest event in the window."""
-        start = self._window.start
-        return self._replay.next if start is None else start
+        return self._replay.next if (start := self._window.start) is None else start
 
     @property
     def next(self) -> int:
@@ -128,8 +126,7 @@ class Tail:
         self._opening = asyncio.get_running_loop().create_future()
         try:
             bus, live = self._context.link.bus, self._subjects.live_scope(self.stream_id, self.generation)
-            # One by one: what a cancellation leaves behind has to be known. Nothing is waited for before the newest
-            # message is here: it was asked for behind them.
+            # One by one, as each may be cancelled; nothing is waited for before the newest message, asked for behind them.
             self._interests.append(await bus.subscribe(live, self._on_live, sure=False))
             self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake, sure=False))
             await self._find_tail()
@@ -228,10 +225,9 @@ class Tail:
 
     def _share(self, batch: Batch) -> None:
         """Most readers wait for exactly this: if there are several, they copy what is made here."""
-        if self.users > 1 and len(batch.raws) <= _SHARED:
-            self.news, self.made = batch, batch.events(self.generation, batch.index, batch.next)
-        else:
-            self.news, self.made = None, []
+        shared = self.users > 1 and len(batch.raws) <= _SHARED
+        self.news = batch if shared else None
+        self.made = batch.events(self.generation, batch.index, batch.next) if shared else []
 
     def _on_wake(self, _: Incoming) -> None:
         self.look_now()
@@ -287,11 +283,11 @@ class Tail:
             self._again = True
             while self._again and not self._closed:
                 self._again = False
-                await self._read_on()
-                if self.unproven and self.terminal is None:
-                    await self._prove()
-                    self._doubtful = False
-                self.denied = None
+                if not (self.unproven and await self._is_newest()):
+                    await self._read_on()
+                    if self.unproven and self.terminal is None:
+                        await self._prove()
+                self._doubtful, self.denied = False, None
         except NatsJobsError as error:
             self.failed(error)
         finally:
@@ -373,6 +369,12 @@ class Tail:
         if isinstance(verdict, Batch):
             self._window.add(verdict)
         self.wake()
+
+    async def _is_newest(self) -> bool:
+        """Whether all that is there is known, by the leader's index: whatever others have stored, it costs no search."""
+        hub.add(measures.LOOKS)
+        newest = await self._events.last(self.scope)
+        return newest is not None and newest.seq == self._replay.seq
 
     async def _prove(self) -> None:
         """Is what was seen still there? A log that went back in time would be silent for ever (B11)."""
