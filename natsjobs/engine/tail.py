@@ -126,7 +126,7 @@ class Tail:
         self._opening = asyncio.get_running_loop().create_future()
         try:
             bus, live = self._context.link.bus, self._subjects.live_scope(self.stream_id, self.generation)
-            # One by one, as each may be cancelled; nothing is waited for before the newest message, asked for behind them.
+            # One by one, as each may be cancelled; nothing is waited for before the newest message, asked for behind.
             self._interests.append(await bus.subscribe(live, self._on_live, sure=False))
             self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake, sure=False))
             await self._find_tail()
@@ -371,7 +371,7 @@ class Tail:
         self.wake()
 
     async def _is_newest(self) -> bool:
-        """Whether all that is there is known, by the leader's index: whatever others have stored, it costs no search."""
+        """Whether all that is there is known, by the leader's index: whatever others have stored, no search."""
         hub.add(measures.LOOKS)
         newest = await self._events.last(self.scope)
         return newest is not None and newest.seq == self._replay.seq

@@ -372,7 +372,7 @@ async def test_a7_an_attach_looks_once_more_shortly_after(many: Timelines):
 
 
 async def test_a7_a_quiet_look_asks_for_what_comes_next_and_ever_less_often(many: Timelines):
-    """From ``look`` seconds on, doubling to five times that. For the newest message, which may be large, every fifth."""
+    """From ``look`` seconds on doubling to five times that; for the newest message, maybe large, every fifth."""
     owner, viewer = await many.add(), await many.add(config=many.config(timing={"look": 0.2}))
     await owner.store.create_job("s", "alice")
     await owner.store.append_chunk("s", "x" * 500_000)
