@@ -26,7 +26,7 @@ from natsjobs.engine.context import Context
 from natsjobs.engine.patience import Looks
 from natsjobs.engine.ports import MOST_NEWEST, Incoming, Interest, StreamMissingError
 from natsjobs.engine.terminals import end_event, find_terminal
-from natsjobs.errors import PermissionDeniedError, UnavailableError
+from natsjobs.errors import ConnectionLostError, UnavailableError
 from natsjobs.interfaces import EndCallback
 from natsjobs.models import EndReason, EventType
 
@@ -196,18 +196,19 @@ class Ends:
             began = time.monotonic()
             try:
                 doubtful = await self._doubtful(part)
-            except PermissionDeniedError:
-                doubtful = part
             except StreamMissingError:
                 for watch in part:
                     self._context.on_terminal(*watch.key, None)
                 continue
+            except ConnectionLostError:
+                return
             except UnavailableError:
-                continue
+                doubtful = part  # no replica answers, or may: perhaps the leader does
             for watch in part:
                 watch.looked = began
             for watch in doubtful:
-                await self._look(watch)
+                if not await self._look(watch):
+                    return  # nor does he, and each of the others would wait for that
 
     async def _doubtful(self, watches: list[_Watch]) -> list[_Watch]:
         """Those that have an end by any replica, or no log; with no answer of a replica each is looked at."""
@@ -244,10 +245,10 @@ class Ends:
             watch.looking = True
             self._context.spawn(self._look(watch), f"natsjobs end of {watch.key[0]}")
 
-    async def _look(self, watch: _Watch) -> None:
-        """Read the end of one generation at the leader."""
+    async def _look(self, watch: _Watch) -> bool:
+        """Read the end of one generation at the leader; whether he answers."""
         if watch.closed:
-            return
+            return True
         subjects, events = self._context.subjects, self._context.link.events
         end = subjects.end(*watch.key)
         watch.looking = True
@@ -262,11 +263,12 @@ class Ends:
         except StreamMissingError:
             terminal, gone = None, True
         except UnavailableError:
-            return
+            return False
         finally:
             watch.looking = False
         if terminal is not None or gone:
             self._context.on_terminal(*watch.key, terminal)
+        return True
 
 
 class EndRegistration:

@@ -4,11 +4,17 @@ Owns the calendar of looks, and whether there is anything new in a log at all; r
 and so is what only one asks. A server that is asked what comes next in one log walks over what others have stored
 behind it, milliseconds among thousands of logs; the newest sequences of many it has in an index.
 
-What counts is what the leader would say. So the leader is asked for the newest message of the whole stream, and then
-any replica for the newest messages of the logs; it is believed when it is as far as the leader was. Who has news, whose
-newest message is not found, or of whom no replica says anything, looks at the leader himself. Of what was found to hold
-nothing new only what is newer is asked for next time: newest messages may be large. That is right as long as the stream
-goes on from where it was, which is asked along with the rest: a server may have lost its end, or been restored (B11).
+What counts is what the leader would say. So the leader is asked how far the stream is, and then any replica for the
+newest messages of the logs; it is believed when it is as far as the leader was. Who has news, whose newest message is
+not found, or of whom no replica says anything, looks at the leader himself.
+
+Of what was found to hold nothing new only what is newer is asked for next time: newest messages may be large. That is
+right as long as the stream goes on from where it was (a server may have lost its end, or been restored, B11): nothing
+is read for that while the leader says of its newest message what it said the last time; else the message that was the
+newest then, and no other, is read there once, whoever looks.
+
+That trusts a replica that is as far as the leader to hold what lies before, for five looks at most: at every fifth of
+his silence, the first one of them included, each looks at the leader himself, whatever replicas have said (``alone``).
 """
 
 from __future__ import annotations
@@ -21,9 +27,8 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from natsjobs.engine.context import Context
-from natsjobs.engine.ports import MOST_NEWEST, Message, Newer
-from natsjobs.errors import NatsJobsError, PermissionDeniedError
-from natsjobs.tasks import together
+from natsjobs.engine.ports import MOST_NEWEST, Newer, StreamState
+from natsjobs.errors import ConnectionLostError, NatsJobsError, PermissionDeniedError
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
@@ -34,7 +39,8 @@ _ALL = ">"
 _FEW = 2
 """Fewer look at the leader themselves."""
 _PLACES = 4
-"""Questions under way at a time."""
+"""Questions under way at a time: they are not in the line of those who read pages."""
+_NOW = 0.0
 _TRIES, _LAG = 3, 0.02
 """A replica that is behind the leader is so for milliseconds; then others, or the same one, are asked again."""
 
@@ -57,6 +63,11 @@ class Follower(Protocol):
     @property
     def waits(self) -> bool:
         """Whether it waits for its next look, and nothing else is under way or has ended it."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether this look is one that it makes at the leader itself, whatever a replica would say."""
         ...
 
     @property
@@ -93,14 +104,19 @@ class Lookout:
         self._phase = random.random()  # noqa: S311 - spreads the looks of many processes, no secret
         self._timer: asyncio.TimerHandle | None = None
         self._places = asyncio.Semaphore(_PLACES)
-        self._newest: Message | None = None
+        self._newest: StreamState | None = None
         self._era: object = object()
         """Another one as soon as the stream does not go on from ``_newest``."""
 
     # -- when -----------------------------------------------------------------------------------------------------
 
     def expect(self, follower: Follower, pause: float) -> None:
-        """It looks in ``pause`` seconds, or up to an eighth of that sooner: together with others."""
+        """It looks in ``pause`` seconds, or up to an eighth of that sooner: together with others.
+
+        A look that is due at once is not put off by that.
+        """
+        if follower.due == _NOW:
+            return
         grid = 2.0 ** (math.frexp(pause)[1] - 4)
         tick = math.floor((asyncio.get_running_loop().time() + pause - self._phase) / grid) * grid + self._phase
         if tick != follower.due:
@@ -108,7 +124,7 @@ class Lookout:
 
     def at_once(self, follower: Follower) -> None:
         """It looks now, with all others of whom that is said in this turn of the loop."""
-        self._put(follower, 0.0)
+        self._put(follower, _NOW)
 
     def forget(self, follower: Follower) -> None:
         """It looks no more, until it is expected again."""
@@ -154,11 +170,12 @@ class Lookout:
 
     async def _look(self, followers: list[Follower]) -> None:
         try:
-            waiting = [follower for follower in followers if follower.waits]
+            waiting = [follower for follower in followers if follower.waits and not follower.alone]
             if len(waiting) < _FEW:
                 waiting = []
+            together = set(waiting)
             for follower in followers:
-                if not (waiting and follower.waits):
+                if follower not in together:
                     follower.look()
             if waiting:
                 hub.add(measures.LOOKS, len(waiting))
@@ -169,29 +186,39 @@ class Lookout:
     async def _look_together(self, followers: list[Follower]) -> None:
         try:
             newest, era = await self._mark()
+        except PermissionDeniedError:
+            for follower in followers:
+                follower.look()  # who may not ask this may perhaps read
+            return
         except NatsJobsError as error:
             for follower in followers:
                 follower.failed(error)
             return
         asked = sorted((_Asked(follower, era) for follower in followers), key=lambda one: one.start)
-        parts = [asked[first : first + MOST_NEWEST] for first in range(0, len(asked), MOST_NEWEST)]
+        # A question has one start: a newcomer's would make the newest messages of all others come once more.
+        groups = [one for one in asked if one.known], [one for one in asked if not one.known]
+        parts = [group[at : at + MOST_NEWEST] for group in groups for at in range(0, len(group), MOST_NEWEST)]
         await asyncio.gather(*(self._look_at(part, newest, era) for part in parts))
 
     async def _mark(self) -> tuple[int, object]:
         """The newest sequence of the stream at the leader, and the era."""
-        before, goes_on = self._newest, True
-        if before is None:
-            newest = await self._events.last(_ALL)
-        else:
-            newest, same = await together(self._events.last(_ALL), self._events.next(_ALL, before.seq))
-            goes_on = same is not None and (same.seq, same.time) == (before.seq, before.time)
-        seq = 0 if newest is None else newest.seq
+        before, newest = self._newest, await self._events.state()
+        goes_on = before is None or await self._goes_on(before, newest)
         if self._newest is not before:
-            return seq, object()  # another look was quicker: whether the stream goes on from there is not known
+            return newest.last_seq, object()  # another look was quicker: whether it goes on from there is not known
         if not goes_on:
             self._era = object()
         self._newest = newest
-        return seq, self._era
+        return newest.last_seq, self._era
+
+    async def _goes_on(self, before: StreamState, now: StreamState) -> bool:
+        """Whether what was the newest message is still there, and so all before it."""
+        if before.created != now.created:
+            return False
+        if (before.last_seq, before.last_time) == (now.last_seq, now.last_time) or not before.last_seq:
+            return True
+        same = await self._events.next(_ALL, before.last_seq)
+        return same is not None and (same.seq, same.time) == (before.last_seq, before.last_time)
 
     async def _look_at(self, part: list[_Asked], newest: int, era: object) -> None:
         followers = [one.follower for one in part]
@@ -225,20 +252,23 @@ class Lookout:
     async def _newer(self, scopes: list[str], at: int) -> Newer | None:
         try:
             return await self._events.newer(scopes, at)
-        except PermissionDeniedError:
-            return None  # who may not ask this may perhaps ask the leader
+        except ConnectionLostError:
+            raise
+        except NatsJobsError:
+            return None  # the leader has just answered: it says what is new, or what is wrong
 
 
 class _Asked:
     """A follower, as it was when it was asked about."""
 
-    __slots__ = ("_proof", "_seq", "follower", "start")
+    __slots__ = ("_proof", "_seq", "follower", "known", "start")
 
     def __init__(self, follower: Follower, era: object) -> None:
         self.follower = follower
         self._seq, self._proof = follower.seq, follower.unproven
         known_in, checked = follower.checked
-        self.start = self._seq if self._proof else 1 + max(self._seq, checked if known_in is era else 0)
+        self.known = known_in is era and not self._proof
+        self.start = 1 + max(self._seq, checked) if self.known else self._seq if self._proof else 1 + self._seq
         """What is older says nothing."""
 
     def judge(self, found: dict[str, int] | None, newest: int, era: object) -> None:

@@ -30,7 +30,7 @@ from natsjobs.errors import UnavailableError
 PAGE, PAGE_BYTES = 64, 524_288
 """What one answer holds at most: a page holds the stream while it is read (A9)."""
 MOST_NEWEST = 256
-"""Filters in one question about many; a question of that many of the longest fits into the smallest message."""
+"""Filters in one question about many. With the longest names they may be too many for a message: see ``Stream``."""
 
 
 class WrongSequenceError(Exception):
@@ -91,6 +91,8 @@ class StreamState(msgspec.Struct, frozen=True):
     bytes: int
     max_bytes: int
     now: float
+    last_time: float
+    """When the newest message was stored, as its ``Message.time`` says; before there was any: at most 0."""
 
 
 class Newer(msgspec.Struct, frozen=True):
@@ -135,7 +137,11 @@ class Sent(Protocol):
 
 
 class Stream(Protocol):
-    """One stream. Sequences start at 1; a filter is a subject that may hold NATS wildcards."""
+    """One stream. Sequences start at 1; a filter is a subject that may hold NATS wildcards.
+
+    ``newest``, ``newer`` and ``held`` ask about many at once. A question that is longer than ``Link.max_payload``
+    is answered like one that no replica answers, by ``None``: fewer may be asked about, or the leader.
+    """
 
     async def append(
         self,
@@ -210,7 +216,7 @@ class Stream(Protocol):
         Its cost is that of what matches, however large the stream is; a page's is that of what lies between. At most
         ``MOST_NEWEST`` filters; a page is asked for. What is missing says nothing: of more than a page the newest ones
         are missing, which whoever needs all sees by the leader's last one. ``None``: no replica has given it, or it is
-        known to be too much. Raises as ``next`` does.
+        known to be too much: of fewer filters perhaps it is not. Raises as ``next`` does.
         """
         ...
 
@@ -235,7 +241,7 @@ class Stream(Protocol):
         ...
 
     async def state(self) -> StreamState:
-        """The stream now. Raises as ``next`` does."""
+        """The stream now, at the leader. Raises as ``next`` does."""
         ...
 
 

@@ -7,8 +7,8 @@ and how keys are listed. Knows nothing of what the records mean.
 A list is complete for everything that existed when it was called: the newest message at the leader is the barrier, and
 what a replica gives must reach it. A page of keys comes by one question, at the cost of these keys. For more the leader
 names the keys, by its index, and their values come a page of keys at a time, each page with the newest one of all in
-it, which says whether that replica has the barrier. A page by sequence costs what lies between and before: of 100,000
-jobs the server needs 30-60 ms for 64 keys, by key it is 3 ms.
+it, which says whether that replica has the barrier; what is too much for an answer comes by halves. A page by sequence
+costs what lies between and before: of 100,000 jobs the server needs 30-60 ms for 64 keys, by key it is 3 ms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 _PAGE = PAGE - 1  # keys in a question, beside that of the barrier
 _TRIES = 3
-"""So often a replica is asked for a page of keys before the leader gives them one by one."""
+"""So often a replica that lags is asked for a page of keys before the leader gives them one by one."""
 
 
 class ConflictError(Exception):
@@ -123,31 +123,33 @@ class Records:
         return [slot for message in found if (slot := _slot(message)).value is not None]
 
     async def _newest(self, filters: Sequence[str]) -> Sequence[Message] | None:
+        """What a replica has of these; ``None``: too much, or nothing for a question as long as this."""
         try:
             return await self._link.records.newest(filters)
         except UnavailableError:
-            return None  # the leader says what is wrong
+            return ()  # the leader says what is wrong
 
     async def _by_key(self, key_filter: str) -> Sequence[Message]:
         """What the index of the leader names; nothing that lies between costs anything."""
         keys = [*await self._at_leader(lambda: self._link.records.subjects(key_filter))]
         barrier = await self._at_leader(lambda: self._last(key_filter))  # not older than any of these keys
-        found: deque[Message] = deque()
-        for start in range(0, len(keys), _PAGE):
-            part = keys[start : start + _PAGE]
-            answer = None
-            for _ in range(_TRIES):
-                if barrier is None:
-                    return found  # nothing matches any more, so nothing is left of the others
-                answer = await self._newest([*part, barrier.subject])
-                if answer and answer[-1].seq >= barrier.seq:
-                    break
-                answer = None
+        parts, tries = deque(keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)), _TRIES
+        found: list[Message] = []
+        while parts and barrier is not None:  # when nothing matches any more, nothing is left of the others
+            part = parts.popleft()
+            answer = await self._newest([*part, barrier.subject]) if tries else None
+            if answer is None and tries and len(part) > 1:
+                parts.extendleft((part[len(part) // 2 :], part[: len(part) // 2]))
+                continue
+            if answer is not None and not (answer and answer[-1].seq >= barrier.seq):  # it lags
+                tries -= 1
+                parts.appendleft(part)
                 barrier = await self._at_leader(lambda: self._last(key_filter))  # it may be gone by now
+                continue
             if answer is None:
                 stored = [await self._at_leader(partial(self._last, key)) for key in part]
                 answer = [message for message in stored if message is not None]
-            wanted = set(part)
+            tries, wanted = _TRIES, set(part)
             found += (message for message in answer if message.subject in wanted)
         return sorted(found, key=lambda message: message.seq)
 

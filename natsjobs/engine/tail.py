@@ -5,10 +5,10 @@ generation has ended. Readers pull from the window by index; one that has fallen
 so a slow reader costs nobody anything, and no reader costs the server a consumer.
 
 The live path loses messages in ordinary operation (a deposed leader never republishes what it had not applied; a cut
-node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: read
-at the leader the first message after the last one seen. It happens on attach, after every gap, reconnect and wake-up,
-once more soon after each of these, and ever more rarely while nothing comes (A7); whether there is anything new at
-all is asked for many tails at once (``lookout``).
+node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: is there
+a message after the last one seen? It happens on attach, after every gap, reconnect and wake-up, once more soon after
+each of these, and ever more rarely while nothing comes (A7). What is read is read at the leader; that there is nothing
+to read a replica may say, to many tails at once (``lookout``), but at every fifth look in a row the leader.
 A terminal record that arrives live is believed only after it was read from the log (B10). Who may not look does not
 know whether there is more: that is told to readers that have nothing else (``denied``), until a look succeeds.
 """
@@ -58,14 +58,11 @@ class Tail:
         self.lost: NatsJobsError | None = None
         self.denied: PermissionDeniedError | None = None
         self.users = 0
-        self.pages = Pages(context, stream_id, generation)
-        self.bells = Bells()
-        self._context = context
-        self._subjects = context.subjects
+        self.pages, self.bells = Pages(context, stream_id, generation), Bells()
+        self._context, self._subjects = context, context.subjects
         self.scope = self._subjects.scope(stream_id, generation)
         self.due, self.checked = NEVER, UNCHECKED
-        self._lookout = lookout
-        self._events = context.link.events
+        self._lookout, self._events = lookout, context.link.events
         self._window = Window(context.config.limits.reader_events)
         self.take = self._window.find
         """The batch of the window that holds an index; ``None``: not (yet, or any more) here."""
@@ -74,21 +71,19 @@ class Tail:
         """The events of ``news``, the last one first: copied by readers, and never given themselves."""
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
-        self._again = self._doubtful = False
+        self._again = self._doubtful = self._closed = False
         self._looks = Looks(context.config.timing.look)
         self._repairing = False  # the look under way is not the schedule's
         self._interests: list[Interest] = []
         self._forget_reconnect: Callable[[], None] | None = None
         self._opening: asyncio.Future[None] | None = None
-        self._closed = False
 
     # -- what readers see ---------------------------------------------------------------------------------------
 
     @property
     def start(self) -> int:
         """Index of the oldest event in the window."""
-        start = self._window.start
-        return self._replay.next if start is None else start
+        return self._replay.next if (start := self._window.start) is None else start
 
     @property
     def next(self) -> int:
@@ -101,10 +96,7 @@ class Tail:
         return self._replay.seq
 
     def quiet(self, index: int) -> bool:
-        """Whether who is at event ``index`` can only wait for a ring of the ``bells``.
-
-        They ring as soon as there is something new: events, the end, or that history is lost.
-        """
+        """Whether who is at event ``index`` can only wait for a ring of the ``bells``, as there is nothing new."""
         return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
 
     def wake(self) -> None:
@@ -134,8 +126,7 @@ class Tail:
         self._opening = asyncio.get_running_loop().create_future()
         try:
             bus, live = self._context.link.bus, self._subjects.live_scope(self.stream_id, self.generation)
-            # One by one: what a cancellation leaves behind has to be known. Nothing is waited for before the newest
-            # message is here: it was asked for behind them.
+            # One by one, as each may be cancelled; nothing is waited for before the newest message, asked for behind.
             self._interests.append(await bus.subscribe(live, self._on_live, sure=False))
             self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake, sure=False))
             await self._find_tail()
@@ -172,11 +163,9 @@ class Tail:
             return
         if entry.type == "gone":
             raise self._lose("its log was removed")
-        if entry.type == "part" and 0 < entry.first <= message.seq:
-            self._replay = Replay(entry.index, entry.first - 1)  # join the pieces from the first on
-            await self._read_on()
-        elif entry.type == "part" or entry.type == "final":
-            self._replay = Replay(entry.index, message.seq - 1)
+        if entry.type == "part" or entry.type == "final":
+            in_pieces = entry.type == "part" and 0 < entry.first <= message.seq  # join them from the first on
+            self._replay = Replay(entry.index, (entry.first if in_pieces else message.seq) - 1)
             await self._read_on()
         elif entry.type == "events" and not message.subject.endswith(".end"):
             self._skip_to(entry, message.seq)  # it is in the hand: who comes for it need not read it again
@@ -236,10 +225,9 @@ class Tail:
 
     def _share(self, batch: Batch) -> None:
         """Most readers wait for exactly this: if there are several, they copy what is made here."""
-        if self.users > 1 and len(batch.raws) <= _SHARED:
-            self.news, self.made = batch, batch.events(self.generation, batch.index, batch.next)
-        else:
-            self.news, self.made = None, []
+        shared = self.users > 1 and len(batch.raws) <= _SHARED
+        self.news = batch if shared else None
+        self.made = batch.events(self.generation, batch.index, batch.next) if shared else []
 
     def _on_wake(self, _: Incoming) -> None:
         self.look_now()
@@ -268,9 +256,14 @@ class Tail:
         return self._held is None and not self.is_over
 
     @property
+    def alone(self) -> bool:
+        """Whether the next look is at the leader, whatever a replica would say; after a reconnect it is one soon."""
+        return self._looks.silent % 5 == 1 and not self._doubtful
+
+    @property
     def unproven(self) -> bool:
         """Whether the next look has to find what was already seen, too."""
-        return self._doubtful or self._looks.silent % 5 == 1
+        return self._doubtful or self.alone  # many at once after a reconnect: a replica may say that for now
 
     def look_now(self) -> None:
         """Something may have been missed: start a look, or one more after the one that is under way."""
@@ -290,11 +283,11 @@ class Tail:
             self._again = True
             while self._again and not self._closed:
                 self._again = False
-                await self._read_on()
-                if self.unproven and self.terminal is None:
-                    await self._prove()
-                    self._doubtful = False
-                self.denied = None
+                if not (self.unproven and await self._is_newest()):
+                    await self._read_on()
+                    if self.unproven and self.terminal is None:
+                        await self._prove()
+                self._doubtful, self.denied = False, None
         except NatsJobsError as error:
             self.failed(error)
         finally:
@@ -376,6 +369,12 @@ class Tail:
         if isinstance(verdict, Batch):
             self._window.add(verdict)
         self.wake()
+
+    async def _is_newest(self) -> bool:
+        """Whether all that is there is known, by the leader's index: whatever others have stored, no search."""
+        hub.add(measures.LOOKS)
+        newest = await self._events.last(self.scope)
+        return newest is not None and newest.seq == self._replay.seq
 
     async def _prove(self) -> None:
         """Is what was seen still there? A log that went back in time would be silent for ever (B11)."""

@@ -48,6 +48,7 @@ class Numbers(msgspec.Struct, frozen=True):
     """The state of a stream."""
 
     last_seq: int = 0
+    last_ts: str = ""
     bytes: int = 0
     subjects: dict[str, int] | None = None
 

@@ -3,7 +3,9 @@
 Owns the line in which pages are asked for, how long an answer may take, and the judgement that replicas are silent. A
 server takes what one connection asks for one after the other, and a page of a log that lies between hundreds of others
 takes it milliseconds; so a few are under way at a time, and the others wait here, where they hold up nothing else.
-Their time begins when they are sent. A page whose messages keep arriving is not late.
+Their time begins when they are sent. A page whose messages keep arriving is not late. Questions about many subjects do
+not stand in this line (``in_turn``): a server answers them from its index, a list is not to wait for pages of logs, and
+who asks many of them, as looks do, keeps few under way himself.
 
 Guarantees that the line is fair, that whoever is cancelled leaves no place in it taken, that nobody stands in it for a
 connection that is away, and that one silent page says nothing about replicas as long as others are answered in their

@@ -3,7 +3,8 @@
 A server takes what one connection asks for one after the other. Ten thousand readers that attach, or look after a
 reconnect, ask more in a moment than it answers in a request's time, and everything else would stand behind them there:
 appends, leases, answers to others. So they wait here, where they hold up nothing, and their time begins when they are
-sent. Whoever stands here while nobody is answered at all waits no longer than a request does.
+sent. Whoever stands here while nobody is answered at all waits no longer than a request does; who gets a place at the
+end of that waits for the time of a request once more, for his own answer: twice that is the longest.
 
 Guarantees that the line is fair, and that whoever is cancelled leaves no place in it taken. Who may stand in it, and
 what becomes of a question, is the stream's business.

@@ -176,12 +176,14 @@ class NatsStream:
         return len(found.messages) + (number_of(found.headers, PENDING) or 0)
 
     async def _direct(self, query: object, *, in_turn: bool = True, refusals: Collection[int] = ()) -> Answer | None:
-        """What any replica says; ``None``: silence. ``refusals`` are statuses that are no error."""
+        """What any replica says; ``None``: silence, or too long a question. ``refusals``: statuses, no errors."""
         doing, started = f"reading a page of {self.name}", time.monotonic()
         try:
             found = await self._replicas.ask(query, in_turn=in_turn)
         except RequestFailedError as error:
             raise self._failed(error, doing, started, self._replicas.subject) from None
+        except EventTooLargeError:
+            return None
         status = found.status if found is not None else 0
         if status == NOBODY:
             await self._nobody(doing, started)
@@ -227,6 +229,7 @@ class NatsStream:
             bytes=info.state.bytes,
             max_bytes=info.config.max_bytes,
             now=_seconds(info.ts, self.name) if info.ts else time.time(),
+            last_time=_seconds(info.state.last_ts, self.name) if info.state.last_ts else 0.0,
         )
 
     # -- asking -------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class StreamStore:
         self._clock = clock
         self._republish = republish
         self._created = f"{clock():.9f}-{id(self):x}"
-        self._last = 0
+        self._last, self._last_time = 0, 0.0
         self._bytes = 0
         self._messages: dict[int, Message] = {}
         self._subjects: SubjectTree[list[int]] = SubjectTree()
@@ -136,6 +136,7 @@ class StreamStore:
             bytes=self._bytes,
             max_bytes=self._settings.max_bytes,
             now=self._clock(),
+            last_time=self._last_time,
         )
 
     def expire(self) -> None:
@@ -175,7 +176,7 @@ class StreamStore:
 
     def _store(self, subject: str, body: bytes, marker: str | None, ttl: float | None, *, replace: bool) -> int:
         now = self._clock()
-        self._last += 1
+        self._last, self._last_time = self._last + 1, now
         message = Message(subject, self._last, body, now, marker)
         if replace or self._settings.newest_only:
             for seq in list(self._subjects.get(subject) or ()):

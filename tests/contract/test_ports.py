@@ -492,12 +492,16 @@ async def test_the_state_tells_what_is_there(ground: Ground, link: Link, other: 
     """Two links see the same stream, it grows, and its clock goes on."""
     before = await link.events.state()
     assert before.last_seq == 0
+    assert before.last_time <= 0
     await link.events.append(ground.log(), b"x" * 1000)
     after = await other.events.state()
     assert after.created == before.created
     assert after.last_seq == 1
     assert after.bytes >= before.bytes + 1000
     assert after.now >= before.now
+    newest = await link.events.last(ground.scope())
+    assert newest is not None
+    assert after.last_time == newest.time
 
 
 # -- what replaces and removes ------------------------------------------------------------------------------------

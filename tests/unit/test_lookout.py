@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from virtual_time import Virtual
 
-from natsjobs import Config, PermissionDeniedError, UnavailableError
+from natsjobs import Config, ConnectionLostError, EventTooLargeError, PermissionDeniedError, UnavailableError
 from natsjobs.engine.context import Context
 from natsjobs.engine.lookout import NEVER, UNCHECKED, Lookout
 from natsjobs.engine.patience import Looks
-from natsjobs.engine.ports import MOST_NEWEST, Newer
+from natsjobs.engine.ports import MOST_NEWEST, Newer, StreamMissingError
 from natsjobs.errors import NatsJobsError
 from natsjobs.memory import MemoryLink, MemorySystem
 
@@ -32,18 +32,26 @@ class Stream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self.leader, self.questions = 0, list[list[str]]()
+        self.leader, self.read, self.questions = 0, 0, list[list[str]]()
         self.answer: Callable[[Newer | None], Newer | None] = lambda found: found
+
+    async def state(self) -> Any:
+        """How far it is."""
+        self.leader += 1
+        return await self._stream.state()
 
     async def last(self, name: str) -> Any:
         """The newest message."""
-        self.leader += 1
-        return await self._stream.last(name)
+        return self._count(await self._stream.last(name))
 
     async def next(self, name: str, seq: int) -> Any:
         """What comes next."""
+        return self._count(await self._stream.next(name, seq))
+
+    def _count(self, message: Any) -> Any:
         self.leader += 1
-        return await self._stream.next(name, seq)
+        self.read += len(message.body) if message is not None else 0
+        return message
 
     async def newer(self, names: list[str], seq: int) -> Newer | None:
         """One question for many."""
@@ -85,7 +93,7 @@ class Follower:
     def __init__(self, scene: Scene, name: str, seq: int) -> None:
         self.scope, self.name = scene.context.subjects.scope(name, "g"), name
         self.due, self.checked = NEVER, UNCHECKED
-        self.seq, self.waits, self.unproven = seq, True, False
+        self.seq, self.waits, self.alone, self.unproven = seq, True, False, False
         self.told: list[Any] = []
         self.times: list[float] = []
         self.pauses: list[float] = []
@@ -156,7 +164,7 @@ def test_nobody_looks_late_or_early(clock: Virtual) -> None:
 
 
 def test_who_is_due_in_the_same_moment_is_asked_about_in_one_question(clock: Virtual) -> None:
-    """At most as many as fit into it; and two questions to the leader for all of them."""
+    """At most as many as fit into it; and one question to the leader for all of them."""
 
     async def scene(here: Scene) -> None:
         followers = [here.follower(f"s{n}") for n in range(2 * MOST_NEWEST + 10)]
@@ -164,7 +172,7 @@ def test_who_is_due_in_the_same_moment_is_asked_about_in_one_question(clock: Vir
         await here.look(*followers)
         assert {one for follower in followers for one in follower.told} == {"nothing"}
         assert [len(names) for names in here.events.questions] == [256, 256, 10] * 2
-        assert here.events.leader == 3
+        assert here.events.leader == 2
         here.events.questions.clear()
         for follower in followers[:1]:
             await here.look(follower)
@@ -229,6 +237,7 @@ def test_what_was_seen_and_is_not_found_is_for_the_leader(clock: Virtual) -> Non
         assert [follower.told for follower in followers] == [["proven"]] * 2 + [["look"]] + [["proven"]] * 2
         for follower in followers:
             follower.unproven = False
+        followers[2].scope = here.context.subjects.scope("s2", "g")
         followers[4].seq += 100
         await here.look(*followers)
         assert [follower.told[-1] for follower in followers] == ["nothing"] * 4 + ["look"]
@@ -290,22 +299,138 @@ def test_a_replica_that_is_behind_the_leader_is_not_believed(clock: Virtual) -> 
     play(clock, scene)
 
 
-def test_who_cannot_be_looked_after_is_told_and_expects_the_next_look(clock: Virtual) -> None:
-    """Whether the leader or a replica cannot be asked; nobody is forgotten."""
+@pytest.mark.parametrize(
+    "error", [UnavailableError("nobody answers"), EventTooLargeError(44_000, 32_768), StreamMissingError("none")]
+)
+def test_what_no_replica_can_be_asked_each_asks_the_leader(clock: Virtual, error: NatsJobsError) -> None:
+    """He has just answered, so whatever it is that keeps replicas from it, nobody stays without news for that."""
 
     async def scene(here: Scene) -> None:
         followers = [here.follower(f"s{n}") for n in range(3)]
 
         def fail(found: Newer | None) -> Newer | None:
-            raise UnavailableError("away")
+            raise error
+
+        here.events.answer = fail
+        await here.look(*followers)
+        await here.look(*followers)
+        assert [follower.told for follower in followers] == [["look", "look"]] * 3
+
+    play(clock, scene)
+
+
+def test_who_cannot_be_looked_after_is_told_and_expects_the_next_look(clock: Virtual) -> None:
+    """Whether there is no leader to ask, or no connection any more; nobody is forgotten."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(3)]
+
+        def fail(found: Newer | None) -> Newer | None:
+            raise ConnectionLostError("closed")
 
         here.events.answer = fail
         await here.look(*followers)
         here.system.remove_streams()
         await here.look(*followers)
         for follower in followers:
-            assert [issubclass(one, UnavailableError) for one in follower.told] == [True, True]
+            assert follower.told == [ConnectionLostError, StreamMissingError]
             assert (len(follower.times), follower.due > time.monotonic()) == (2, True)
+
+    play(clock, scene)
+
+
+def test_who_may_not_ask_how_far_the_stream_is_reads_himself(clock: Virtual) -> None:
+    """That is another permission than to read."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(3)]
+
+        async def refuse() -> None:
+            raise PermissionDeniedError("asking", subject="x")
+
+        here.events.state = refuse  # type: ignore[method-assign]
+        await here.look(*followers)
+        assert [follower.told for follower in followers] == [["look"]] * 3
+
+    play(clock, scene)
+
+
+def test_a_look_costs_no_message_as_long_as_nothing_is_stored(clock: Virtual) -> None:
+    """And one when something was: the one that was the newest, to see that it is still there."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(5)]
+        read: list[int] = []
+        for size in (1_000_000, 0, 0, 2_000, 10, 0):
+            if size:
+                here.size = size
+                here.append("a neighbour")
+            before = here.events.read
+            await here.look(*followers)
+            read.append(here.events.read - before)
+        assert read == [0, 0, 0, 1_000_000, 2_000, 0]
+        assert {one for follower in followers for one in follower.told} == {"nothing"}
+
+    play(clock, scene)
+
+
+def test_what_a_replica_lacks_is_found_at_the_leader(clock: Virtual) -> None:
+    """It is as far as he is, and all the same it does not know one message: whose turn it is asks him."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(4)]
+        here.append("s1")
+        here.append("noise")
+
+        def lacks(found: Newer | None) -> Newer | None:
+            assert found is not None
+            return Newer([m for m in found.messages if ".s1." not in m.subject], found.upto, found.whole)
+
+        here.events.answer = lacks
+        await here.look(*followers)
+        assert followers[1].told == ["nothing"]
+        here.events.questions.clear()
+        followers[1].alone = followers[1].unproven = True
+        await here.look(*followers)
+        assert [follower.told[-1] for follower in followers] == ["nothing", "look", "nothing", "nothing"]
+        assert followers[1].scope not in here.events.questions[0]
+
+    play(clock, scene)
+
+
+def test_a_newcomer_makes_nobody_elses_newest_message_come_again(clock: Virtual) -> None:
+    """He is asked about apart from those who were looked for before."""
+
+    async def scene(here: Scene) -> None:
+        early = here.follower("early")
+        followers = [here.follower(f"s{n}") for n in range(10)]
+        await here.look(*followers)
+        sent: list[int] = []
+
+        def note(found: Newer | None) -> Newer | None:
+            assert found is not None
+            sent.append(len(found.messages))
+            return found
+
+        here.events.answer = note
+        await here.look(early, *followers)
+        assert sent == [0, 0]
+        assert len(here.events.questions) == 3
+
+    play(clock, scene)
+
+
+def test_a_look_that_is_due_at_once_is_not_put_off(clock: Virtual) -> None:
+    """After a reconnect what was seen is to be proven, also in a log in which something comes all the time."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(3)]
+        for follower in followers:
+            here.lookout.at_once(follower)
+            follower.expect()
+        await asyncio.sleep(0.2)
+        assert [follower.told for follower in followers] == [["nothing"]] * 3
+        assert all(follower.due > time.monotonic() for follower in followers)
 
     play(clock, scene)
 
