@@ -63,11 +63,11 @@ class Hand:
         tail, position = self._tail, self._position
         if tail is None or self._closed or self._burst >= BURST:
             return False
-        batch = tail.news
+        batch = tail.news.batch
         if batch is not None and batch.index == position and not self._paging:  # who waits for news goes this way
             stop = self._until = batch.next
             self._batch, self._seq, self._fresh = batch, batch.seq, False
-            self.hand += map(_own, tail.made)
+            self.hand += map(_own, tail.news.events)
         else:
             batch = self._find_batch(tail, position)
             if batch is None:

@@ -29,7 +29,7 @@ from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, read_terminal
-from natsjobs.engine.window import Window
+from natsjobs.engine.window import News, Window
 from natsjobs.errors import (
     ConnectionLostError,
     HistoryLostError,
@@ -37,14 +37,12 @@ from natsjobs.errors import (
     PermissionDeniedError,
     UnavailableError,
 )
-from natsjobs.models import StreamEvent
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
 _log = logging.getLogger(__name__)
 
 _HELD = 1024  # live messages kept while a look is under way; more is a gap, which the next look repairs
-_SHARED = 256  # a message with more events is not put together for all readers at once
 _PROOFS = 3  # a history is declared lost only when this many reads at the leader agree (B3: one may be old)
 
 
@@ -66,9 +64,7 @@ class Tail:
         self._window = Window(context.config.limits.reader_events)
         self.take = self._window.find
         """The batch of the window that holds an index; ``None``: not (yet, or any more) here."""
-        self.news: Batch | None = None
-        self.made: list[StreamEvent] = []
-        """The events of ``news``, the last one first: copied by readers, and never given themselves."""
+        self.news = News()
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = self._closed = False
@@ -83,7 +79,8 @@ class Tail:
     @property
     def start(self) -> int:
         """Index of the oldest event in the window."""
-        return self._replay.next if (start := self._window.start) is None else start
+        start = self._window.start
+        return self._replay.next if start is None else start
 
     @property
     def next(self) -> int:
@@ -96,7 +93,10 @@ class Tail:
         return self._replay.seq
 
     def quiet(self, index: int) -> bool:
-        """Whether who is at event ``index`` can only wait for a ring of the ``bells``, as there is nothing new."""
+        """Whether who is at event ``index`` can only wait for a ring of the ``bells``.
+
+        They ring as soon as there is something new: events, the end, or that history is lost.
+        """
         return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
 
     def wake(self) -> None:
@@ -126,7 +126,8 @@ class Tail:
         self._opening = asyncio.get_running_loop().create_future()
         try:
             bus, live = self._context.link.bus, self._subjects.live_scope(self.stream_id, self.generation)
-            # One by one, as each may be cancelled; nothing is waited for before the newest message, asked for behind.
+            # One by one: what a cancellation leaves behind has to be known. Nothing is waited for before the newest
+            # message is here: it was asked for behind them.
             self._interests.append(await bus.subscribe(live, self._on_live, sure=False))
             self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake, sure=False))
             await self._find_tail()
@@ -213,7 +214,7 @@ class Tail:
         verdict = self._replay.feed(message.seq, entry, end=False)
         if isinstance(verdict, Batch):
             self._window.add(verdict)
-            self._share(verdict)
+            self.news.show(verdict, self.generation, readers=self.users)
             if self._replay.next > before:
                 self._looks.news()
                 self._schedule()
@@ -222,12 +223,6 @@ class Tail:
             self._replay.seq = seq  # the look begins behind what was taken in, not behind what could not be
             hub.add(measures.GAPS)
             self.look_now()
-
-    def _share(self, batch: Batch) -> None:
-        """Most readers wait for exactly this: if there are several, they copy what is made here."""
-        shared = self.users > 1 and len(batch.raws) <= _SHARED
-        self.news = batch if shared else None
-        self.made = batch.events(self.generation, batch.index, batch.next) if shared else []
 
     def _on_wake(self, _: Incoming) -> None:
         self.look_now()

@@ -1,7 +1,7 @@
-"""The newest events of one generation, bounded, by index: what its readers on this replica share.
+"""The newest events of one generation: what its readers on this replica share.
 
-Pure. Owns which batches are kept; the oldest go first, and the newest stays however large it is. Guarantees that what
-it holds is dense.
+Pure. Owns which batches are kept, bounded, by index (the oldest go first, and the newest stays however large it is),
+and the newest one made into events for all who wait for it. Guarantees that the window is dense.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections import deque
 from operator import attrgetter
 
 from natsjobs.engine.replay import Batch
+from natsjobs.models import StreamEvent
 
 _BYTES = 8_388_608
+_SHARED = 256  # a message with more events is not put together for all readers at once
 _index_of = attrgetter("index")
 
 
@@ -60,3 +62,23 @@ class Window:
         """Forget all."""
         self._batches.clear()
         self._events = self._bytes = 0
+
+
+class News:
+    """What has just come live, made into events once where several readers wait for exactly this."""
+
+    __slots__ = ("batch", "events")
+
+    def __init__(self) -> None:
+        """Nothing has come."""
+        self.batch: Batch | None = None
+        """``None`` too where it is not worth it: each reader finds it in the window."""
+        self.events: list[StreamEvent] = []
+        """Of ``batch``, the last one first: copied by readers, and never given themselves."""
+
+    def show(self, batch: Batch, generation: str, *, readers: int) -> None:
+        """This has come."""
+        if readers > 1 and len(batch.raws) <= _SHARED:
+            self.batch, self.events = batch, batch.events(generation, batch.index, batch.next)
+        else:
+            self.batch, self.events = None, []

@@ -119,7 +119,9 @@ async def test_cancelling_at_any_moment_harms_no_connection(newest_server: str) 
             for task in tasks:
                 task.cancel()
             done = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(one, asyncio.CancelledError) for one in done)
+            assert all(one is None or isinstance(one, asyncio.CancelledError) for one in done), (
+                done
+            )  # some were through
         assert await here.link.events.last(here.scope) is not None
         await work(0)
         assert len(await subscriptions(here.nc)) == interests

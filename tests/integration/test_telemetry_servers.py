@@ -35,7 +35,8 @@ async def test_a_gap_on_the_live_path_is_counted_and_repaired(backend: NatsBacke
         ahead = {"type": "events", "index": 2, "writer": "w", "events": [2]}
         transport = replica.transport
         (tail,) = transport._tails._tails.values()
-        interest = await replica.store.replica.context.link.bus.subscribe(tail._live_scope(), tail._on_live)
+        live = backend.subjects.live_scope("s", run.generation)
+        interest = await replica.store.replica.context.link.bus.subscribe(live, tail._on_live)
         subject = backend.subjects.live("s").replace(">", f"{run.generation}.log")
         nc = await backend.admin()
         await nc.publish(subject, json.dumps(ahead).encode(), headers={"Nats-Sequence": "999999"})
