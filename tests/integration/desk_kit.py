@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from jetstream_kit import Space
+from jetstream_kit import Space, server, space
 from nats.aio.msg import Msg
-from waiting import known
+from waiting import eventually, known, soon
+
+from natsjobs.errors import UnavailableError
 
 
 def mapped(api: str) -> str:
@@ -62,3 +66,50 @@ class Desk:
         """Nothing goes on behind the test's back."""
         for task in self._doing:
             task.cancel()
+
+
+async def leave_the_line(
+    desk: Desk, ask: Callable[[], list[asyncio.Task[Any]]], at_once: int, many: int
+) -> tuple[list[int], list[int]]:
+    """Of ``many`` who ask, ``at_once`` at a time, some in the line and some at the desk are cancelled, later all.
+
+    Returns what was asked for until all the others had their answers, and what had to be.
+    """
+    asking = ask()
+    await eventually(lambda: len(desk.asked) == at_once)
+    for gone in (*asking[at_once : at_once + 3], *asking[:2]):
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
+    await eventually(lambda: len(desk.asked) == at_once + 2)
+    left = [seq for seq in range(1, many + 1) if seq <= at_once or seq > at_once + 3]
+    assert await desk.all_here() == left[: at_once + 2]
+    for msg in desk.asked:  # also what comes meanwhile
+        await desk.pass_on(msg)
+    desk.then = desk.pass_on
+    await soon(asyncio.gather(*(asking[seq - 1] for seq in left if seq > 2)))
+    asked = desk.seqs()
+    desk.then = None
+    desk.asked.clear()
+    again = ask()
+    await eventually(lambda: len(desk.asked) == at_once)
+    for one in again:
+        one.cancel()
+    await asyncio.wait(again)
+    return asked, left
+
+
+@asynccontextmanager
+async def away(folder: Path, ask: Callable[[Space], list[asyncio.Task[Any]]]) -> AsyncIterator[Space]:
+    """A server is stopped, and all who ask are told in time; then it is back."""
+    with server(folder) as running:
+        async with space(running.url) as here:
+            await here.append(b"1")
+            running.stop()
+            await eventually(lambda: here.link.connected_since is None)
+            async with asyncio.timeout(8):
+                found = await asyncio.gather(*ask(here), return_exceptions=True)
+            assert {type(one) for one in found} == {UnavailableError}
+            running.start()
+            await eventually(lambda: here.link.connected_since is not None)
+            yield here

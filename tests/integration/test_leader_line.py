@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from desk_kit import Desk, mapped
+from desk_kit import Desk, away, leave_the_line, mapped
 from jetstream_kit import Space, config, server, space
 from nats.aio.msg import Msg
 from waiting import eventually, known, soon, take
@@ -111,38 +111,10 @@ async def test_a_leader_that_answers_nobody_keeps_nobody_in_the_line(here: Space
 
 async def test_whoever_is_cancelled_takes_no_place_in_the_line(here: Space, desk: Desk) -> None:
     """Neither who waits for his turn nor who waits for the answer; and the turn goes to the next."""
-    asking = reads(here)
-    await eventually(lambda: len(desk.asked) == AT_ONCE)
-    for gone in (*asking[AT_ONCE : AT_ONCE + 3], *asking[:2]):
-        gone.cancel()
-        with suppress(asyncio.CancelledError):
-            await gone
-    await eventually(lambda: len(desk.asked) == AT_ONCE + 2)
-    left = [seq for seq in range(1, MANY + 1) if seq <= AT_ONCE or seq > AT_ONCE + 3]
-    assert await desk.all_here() == left[: AT_ONCE + 2]
-    desk.then = desk.pass_on
-    for msg in desk.asked[: AT_ONCE + 2]:
-        await desk.pass_on(msg)
-    await soon(asyncio.gather(*(asking[seq - 1] for seq in left if seq > 2)))
-    desk.then = None
-    desk.asked.clear()
-    again = reads(here)
-    await eventually(lambda: len(desk.asked) == AT_ONCE)
-    for one in again:
-        one.cancel()
-    await asyncio.wait(again)
+    await leave_the_line(desk, lambda: reads(here), AT_ONCE, MANY)
 
 
 async def test_nobody_stands_in_line_for_a_connection_that_is_away(tmp_path: Path) -> None:
     """They wait for it together: with some at a time the last would hear of an outage minutes later."""
-    with server(tmp_path) as running:
-        async with space(running.url) as here:
-            await here.append(b"1")
-            running.stop()
-            await eventually(lambda: here.link.connected_since is None)
-            async with asyncio.timeout(8):
-                found = await asyncio.gather(*reads(here, 20 * AT_ONCE), return_exceptions=True)
-            assert {type(one) for one in found} == {UnavailableError}
-            running.start()
-            await eventually(lambda: here.link.connected_since is not None)
-            assert await soon(here.link.events.next(here.log, 1)) is not None
+    async with away(tmp_path, lambda here: reads(here, 20 * AT_ONCE)) as here:
+        assert await soon(here.link.events.next(here.log, 1)) is not None

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from desk_kit import Desk, mapped
+from desk_kit import Desk, away, leave_the_line, mapped
 from jetstream_kit import Space, config, server, space
 from nats.aio.msg import Msg
 from timeline_kit import spying
 from waiting import eventually, known, soon
 
 from natsjobs.engine.ports import Message
-from natsjobs.errors import UnavailableError
 
 AT_ONCE = 4
 """Pages of one stream that are under way at most."""
@@ -137,39 +135,11 @@ async def test_a_page_whose_messages_keep_arriving_is_not_given_up(here: Space, 
 
 async def test_whoever_is_cancelled_takes_no_place_in_the_line(here: Space, desk: Desk) -> None:
     """Neither who waits for his turn nor who waits for the answer; and the turn goes to the next."""
-    asking = pages(here)
-    await eventually(lambda: len(desk.asked) == AT_ONCE)
-    for gone in (*asking[AT_ONCE : AT_ONCE + 3], *asking[:2]):
-        gone.cancel()
-        with suppress(asyncio.CancelledError):
-            await gone
-    await eventually(lambda: len(desk.asked) == AT_ONCE + 2)
-    left = [seq for seq in range(1, MANY + 1) if seq <= AT_ONCE or seq > AT_ONCE + 3]
-    assert await desk.all_here() == left[: AT_ONCE + 2]
-    for msg in desk.asked:
-        await desk.pass_on(msg)
-    desk.then = desk.pass_on
-    await soon(asyncio.gather(*(asking[seq - 1] for seq in left if seq > 2)))
-    assert desk.seqs() == left
-    desk.then = None
-    desk.asked.clear()
-    again = pages(here)
-    await eventually(lambda: len(desk.asked) == AT_ONCE)
-    for one in again:
-        one.cancel()
-    await asyncio.wait(again)
+    asked, left = await leave_the_line(desk, lambda: pages(here), AT_ONCE, MANY)
+    assert asked == left
 
 
 async def test_nobody_stands_in_line_for_a_connection_that_is_away(tmp_path: Path) -> None:
     """They wait for it together: with a few at a time the last would hear of an outage minutes later."""
-    with server(tmp_path) as running:
-        async with space(running.url) as here:
-            await here.append(b"1")
-            running.stop()
-            await eventually(lambda: here.link.connected_since is None)
-            async with asyncio.timeout(8):
-                found = await asyncio.gather(*pages(here, 20 * AT_ONCE), return_exceptions=True)
-            assert {type(one) for one in found} == {UnavailableError}
-            running.start()
-            await eventually(lambda: here.link.connected_since is not None)
-            assert len(await soon(here.link.events.page(here.log, 1))) == 1
+    async with away(tmp_path, lambda here: pages(here, 20 * AT_ONCE)) as here:
+        assert len(await soon(here.link.events.page(here.log, 1))) == 1

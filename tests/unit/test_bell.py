@@ -228,8 +228,8 @@ def test_a_task_that_was_cancelled_hears_it_itself(play: _Play) -> None:
     """Until it has gone on the bell is its own: a second task, which comes before that, is refused."""
 
     async def scene() -> None:
-        bells, bell, heard = Bells(), Bell(), list[str]()
-        bells.add(bell)
+        crowd, heard = Waiters(1), list[str]()
+        (bell,) = crowd.each
         late: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def first() -> None:
@@ -244,9 +244,9 @@ def test_a_task_that_was_cancelled_hears_it_itself(play: _Play) -> None:
                 heard.append("the second was refused")
 
         tasks_ = [asyncio.create_task(first()), asyncio.create_task(second())]
-        await asyncio.sleep(0.01)
+        await crowd.settle()
         late.set_result(None)  # the second one is in the queue,
-        bells.ring()  # and behind it the ring,
+        crowd.bells.ring()  # and behind it the ring,
         tasks_[0].cancel()  # and behind that the cancellation of the first one
         outcomes = await asyncio.gather(*tasks_, return_exceptions=True)
         assert isinstance(outcomes[0], asyncio.CancelledError)
@@ -259,15 +259,10 @@ def test_who_waits_at_a_spare_bell_hears_that_the_reader_has_left(play: _Play) -
     """There may be nothing else that would ever wake it."""
 
     async def scene() -> None:
-        bells, bell = Bells(), Bell()
-        bells.add(bell)
-
-        async def wait() -> None:
-            await bells.spare()
-
-        waiting = asyncio.create_task(wait())
-        await asyncio.sleep(0.01)
-        bells.remove(bell)
+        crowd = Waiters(1)
+        waiting = asyncio.ensure_future(_once(crowd.bells.spare()))
+        await crowd.settle()
+        crowd.bells.remove(crowd.each[0])
         await asyncio.wait_for(waiting, 5)
 
     play(scene)
