@@ -28,7 +28,7 @@ from natsjobs.engine.pages import Pages
 from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
 from natsjobs.engine.replay import Batch, Replay, Verdict
-from natsjobs.engine.terminals import find_terminal, read_terminal
+from natsjobs.engine.terminals import find_terminal, read_terminal, still_reaches
 from natsjobs.engine.window import News, Window
 from natsjobs.errors import (
     ConnectionLostError,
@@ -43,7 +43,6 @@ from natsjobs.telemetry.listening import hub
 _log = logging.getLogger(__name__)
 
 _HELD = 1024  # live messages kept while a look is under way; more is a gap, which the next look repairs
-_PROOFS = 3  # a history is declared lost only when this many reads at the leader agree (B3: one may be old)
 
 
 class Tail:
@@ -193,36 +192,45 @@ class Tail:
     # -- the live path ------------------------------------------------------------------------------------------
 
     def _on_live(self, message: Incoming) -> None:
-        if self._held is not None:
-            if len(self._held) < _HELD:
-                self._held.append(message)
-            else:
-                self._again = True
+        if self.is_over:
             return
-        self._feed_live(message)
+        if self._held is None:
+            self._feed_live(message)
+        elif self.opened and not self._doubtful and self._follows_on(message):
+            pass  # a look may stand in line for seconds: nobody waits for it who need not
+        elif len(self._held) < _HELD:
+            self._held.append(message)
+        else:
+            self._again = True
 
     def _feed_live(self, message: Incoming) -> None:
-        if self.terminal is not None or self._closed:
-            return
-        if message.subject.endswith(".end") or message.seq == 0:
+        if not self._follows_on(message):
             self.look_now()
-            return
+
+    def _follows_on(self, message: Incoming) -> bool:
+        """Take it in; ``False``: it does not go on from what is here, or ends it: only a look tells."""
+        if message.subject.endswith(".end") or message.seq == 0:
+            return False
         entry = wire.decode(message.body)
         if entry is None:
-            return  # it moves nothing: if it is in the log too, the next look passes over it there
-        before, seq = self._replay.next, self._replay.seq
+            return True  # it moves nothing: if it is in the log too, the next look passes over it there
+        seq = self._replay.seq
+        if message.seq <= seq and entry.type == "part":
+            return True  # a look was quicker, and has perhaps read on: a first piece would begin anew
         verdict = self._replay.feed(message.seq, entry, end=False)
         if isinstance(verdict, Batch):
             self._window.add(verdict)
             self.news.show(verdict, self.generation, readers=self.users)
-            if self._replay.next > before:
-                self._looks.news()
+            self._looks.news()
+            if self._held is None:  # else the look under way says when the next one is
                 self._schedule()
-                self.wake()
+            self.wake()
         elif verdict is not Verdict.NOTHING:
             self._replay.seq = seq  # the look begins behind what was taken in, not behind what could not be
-            hub.add(measures.GAPS)
-            self.look_now()
+            if self._held is None:
+                hub.add(measures.GAPS)
+            return False
+        return True
 
     def _on_wake(self, _: Incoming) -> None:
         self.look_now()
@@ -338,6 +346,8 @@ class Tail:
                     return
 
     async def _take_in(self, message: Message) -> None:
+        if message.seq <= self._replay.seq:
+            return  # it came live while it was asked for
         entry = wire.decode(message.body)
         end = message.subject.endswith(".end")
         verdict = self._replay.feed(message.seq, entry, end=end)
@@ -368,20 +378,14 @@ class Tail:
     async def _is_newest(self) -> bool:
         """Whether all that is there is known, by the leader's index: whatever others have stored, no search."""
         hub.add(measures.LOOKS)
+        known = self._replay.seq
         newest = await self._events.last(self.scope)
-        return newest is not None and newest.seq == self._replay.seq
+        return newest is not None and known <= newest.seq <= self._replay.seq
 
     async def _prove(self) -> None:
         """Is what was seen still there? A log that went back in time would be silent for ever (B11)."""
-        for attempt in range(_PROOFS):
-            if attempt:
-                await asyncio.sleep(0.2 * 5**attempt)
-            try:
-                if self._replay.seq == 0 or await self._events.next(self.scope, self._replay.seq) is not None:
-                    return
-            except StreamMissingError:
-                pass
-        raise self._lose("the server no longer has what was already read")
+        if not await still_reaches(self._context.link, self.scope, self._replay.seq):
+            raise self._lose("the server no longer has what was already read")
 
     def _end(self, terminal: wire.Terminal) -> None:
         self.terminal = terminal

@@ -7,6 +7,7 @@ only an append decides.
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import msgspec
@@ -18,6 +19,7 @@ from natsjobs.engine.ports import Link, Message, StreamMissingError
 from natsjobs.models import EndReason, EventType, StreamEvent
 
 _PATIENCE = 10.0  # as long as an election may take
+_PROOFS = 3  # a history is declared lost only when this many reads at the leader agree (B3: one may be old)
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -133,3 +135,16 @@ async def read_terminal(link: Link, message: Message, entry: wire.Entry) -> wire
             pieces.append(msgspec.json.decode(piece.data, type=str))
         seq = stored.seq + 1
     return wire.Terminal.of(entry, message.seq, "".join(pieces).encode())
+
+
+async def still_reaches(link: Link, scope: str, seq: int) -> bool:
+    """Whether the log of ``scope``, which had a message at ``seq``, has one there or behind it."""
+    for attempt in range(_PROOFS):
+        if attempt:
+            await asyncio.sleep(0.2 * 5**attempt)
+        try:
+            if seq == 0 or await link.events.next(scope, seq) is not None:
+                return True
+        except StreamMissingError:
+            pass
+    return False

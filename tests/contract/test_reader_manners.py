@@ -166,7 +166,7 @@ async def test_two_tasks_at_one_reader_of_the_transport_mix_up_nothing(replica, 
     await write(replica, [], end=False)
     async with replica_b.transport.read("s1") as events:
         (tail,) = replica_b.transport._tails._tails.values()
-        tail._held = []  # as during a look: what comes meanwhile is told at once
+        tail._held, tail._doubtful = [], True  # as in the look after a reconnect: what comes meanwhile is told at once
         waiting = [asyncio.ensure_future(anext(events)) for _ in range(2)]
         for message in ((0, 1, 2), (3, 4, 5)):
             for value in message:

@@ -44,6 +44,7 @@ class HookedStream:
         self.around_append: Around | None = None
         self.after_last: Callable[[str], Awaitable[None]] | None = None
         self.before_next: Callable[[], None] | None = None
+        self.after_log: Callable[[list[Message]], Awaitable[list[Message]]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -67,7 +68,15 @@ class HookedStream:
         if self.before_next is not None:
             self.before_next()
         found: Message | None = await self._stream.next(*args)
-        return found
+        read = await self._read([found] if found is not None else [])
+        return read[0] if read else None
+
+    async def page(self, *args: Any, **options: Any) -> list[Message]:
+        """As it is, through the hook for what lies from a place on."""
+        return await self._read(await self._stream.page(*args, **options))
+
+    async def _read(self, found: list[Message]) -> list[Message]:
+        return found if self.after_log is None else await self.after_log(found)
 
     async def last(self, subject_filter: str) -> Message | None:
         """The hook comes between the answer and whoever asked."""
