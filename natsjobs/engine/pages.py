@@ -1,9 +1,10 @@
 """Pages of one generation's log: read and decoded once for all readers on this replica that want the same one.
 
-Owns the requests under way. It keeps no page: one lives as long as somebody reads in it, and whoever comes meanwhile
-to the same place of the log gets the same one. Guarantees that a reader that is cancelled takes nothing from the
-others, that an error is told to everybody who waits and remembered for nobody, and that what says nothing about the
-log (no message, a gap) is asked again. What a page means is decided by the reader.
+Owns the requests under way. It keeps no page: one lives as long as somebody reads in it, whoever comes meanwhile to
+the same place of the log gets the same one, and one that nobody wants any more is not read. Guarantees that a reader
+that is cancelled takes nothing from the others, that an error is told to everybody who waits and remembered for
+nobody, and that what says nothing about the log (no message, a gap) is asked again. What a page means is decided by
+the reader.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import asyncio
 import math
 from collections import deque
 from copy import copy
-from weakref import WeakValueDictionary
+from typing import TypeAlias
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 import msgspec
 
@@ -43,6 +45,10 @@ class Page(msgspec.Struct, frozen=True, weakref=True):
     """The log has nothing there, as the leader says."""
 
 
+_Wanted: TypeAlias = ReferenceType[asyncio.Future[Page]]
+"""A page as its reading knows it: ``None`` when nobody holds it any more."""
+
+
 class Pages:
     """All that is being read of one generation."""
 
@@ -54,7 +60,7 @@ class Pages:
         self._log = context.subjects.log(stream_id, generation)
         self._scope = context.subjects.scope(stream_id, generation)
         self._pages: WeakValueDictionary[tuple[object, ...], asyncio.Future[Page]] = WeakValueDictionary()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], _Wanted] = {}
 
     def ask(self, replay: Replay) -> asyncio.Future[Page]:
         """The page that goes on after ``replay``, which stays as it is; for ``page_of``, and to be held meanwhile.
@@ -66,13 +72,14 @@ class Pages:
         page = self._pages.get(key)
         if page is None:
             page = asyncio.get_running_loop().create_future()
+            reading = self._fetch(key, copy(replay), ref(page))
             try:
-                task = self._context.tasks.spawn(self._fetch(key, copy(replay), page), f"natsjobs page {self._log}")
+                task = self._context.tasks.spawn(reading, f"natsjobs page {self._log}")
             except RuntimeError:
                 raise NotOpenError(_CLOSED) from None
             self._pages[key] = page
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = ref(page, lambda _: task.cancel())
+            task.add_done_callback(self._tasks.pop)
         return page
 
     def close(self) -> None:
@@ -80,20 +87,21 @@ class Pages:
         for task in self._tasks:
             task.cancel()
 
-    async def _fetch(self, key: tuple[object, ...], replay: Replay, page: asyncio.Future[Page]) -> None:
-        fails: Exception = NotOpenError(_CLOSED)
+    async def _fetch(self, key: tuple[object, ...], replay: Replay, wanted: _Wanted) -> None:
+        read: Page | Exception = NotOpenError(_CLOSED)
         try:
             read = self._decoded(await self._messages(replay.seq + 1), replay)
-            if not read.batches or read.verdict is not None:
-                self._pages.pop(key, None)
-            page.set_result(read)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-            fails = error
+            read = error
         finally:
-            if not page.done():
-                self._pages.pop(key, None)
-                page.set_exception(fails)
-                page.exception()  # seen, also when nobody waits any more
+            if (page := wanted()) is not None:
+                if isinstance(read, Exception) or not read.batches or read.verdict is not None:
+                    self._pages.pop(key, None)
+                if isinstance(read, Exception):
+                    page.set_exception(read)
+                    page.exception()  # seen, also when nobody waits any more
+                else:
+                    page.set_result(read)
 
     async def _messages(self, seq: int) -> list[Message]:
         events, limit = self._context.link.events, self._context.patience

@@ -163,6 +163,9 @@ class LogReader(Hand):
         await catch_up(self._context, self._stream_id, tail, self._position)
         while self._position < tail.start and not (self._ahead and self._ahead.batches):
             await self._read_page()
+        if self._ahead is not None and self._position >= tail.start:
+            self._ahead.drop(tail.next)  # the page that was foreseen: among thousands it would keep the server busy
+            self._paging = bool(self._ahead.held)
 
     @property
     def _open_tail(self) -> Tail:

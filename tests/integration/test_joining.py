@@ -12,6 +12,7 @@ from waiting import emit_stored, eventually, known, read_all, soon, take, values
 
 from natsjobs import GenerationReplacedError, StreamEvent
 from natsjobs.engine import reader
+from natsjobs.engine.ports import Message
 
 
 def news_of(many: Timelines, stream_id: str) -> str:
@@ -86,6 +87,36 @@ async def test_whoever_joins_behind_one_message_reads_no_page(many: Timelines) -
             await emit_stored(owner.transport, "s", "second", generation=job.generation)
             assert values(await take(events, 1)) == ["second"]
         assert not [msg for msg in asked if b"next_by_subj" in msg.data]
+
+
+async def test_a_page_that_is_not_needed_after_all_is_given_up(
+    many: Timelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for while the end of the log is: among thousands who join it would stand in line for seconds."""
+    monkeypatch.setattr(reader, "_SETTLED", 0.0)
+    owner, viewer = await many.add(), await many.add()
+    job = await owner.store.create_job("s", "u")
+    await emit_stored(owner.transport, "s", "first", generation=job.generation)
+    reading, asked = 0, asyncio.Event()
+
+    async def in_line(_: list[Message]) -> list[Message]:
+        nonlocal reading
+        reading += 1
+        asked.set()
+        try:
+            return await asyncio.Future()
+        finally:
+            reading -= 1
+
+    async def until_asked(_: str) -> None:
+        await soon(asked.wait())
+
+    viewer.link.events.after_log, viewer.link.events.after_last = in_line, until_asked
+    async with viewer.manager.subscribe("s") as events:
+        await eventually(lambda: not reading)
+        viewer.link.events.after_log = None
+        await emit_stored(owner.transport, "s", "second", generation=job.generation)
+        assert values(await take(events, 2)) == ["first", "second"]
 
 
 async def half_read(many: Timelines) -> tuple[HookedReplica, HookedReplica, str]:
