@@ -89,6 +89,16 @@ class Looks:
         """How many looks were due since something came; 0: the next is the first."""
         return max(self._step, 0)
 
+    @property
+    def proves(self) -> bool:
+        """Whether this look, as every fifth, has to find again what was already seen (B11)."""
+        return self.silent % 5 == 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether this look, as every twenty-fifth, is made at the leader, whatever a replica would say."""
+        return self.silent % 25 == 11  # one that proves: that is an index for the leader, no search
+
     def again(self) -> None:
         """Attached, or repaired a gap: the next look comes soon."""
         self._step = -1

@@ -8,7 +8,7 @@ The live path loses messages in ordinary operation (a deposed leader never repub
 node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: is there
 a message after the last one seen? It happens on attach, after every gap, reconnect and wake-up, once more soon after
 each of these, and ever more rarely while nothing comes (A7). What is read is read at the leader; that there is nothing
-to read a replica may say, to many tails at once (``lookout``), but at every fifth look in a row the leader.
+to read a replica may say, to many tails at once (``lookout``), but at every twenty-fifth look in a row the leader.
 A terminal record that arrives live is believed only after it was read from the log (B10). Who may not look does not
 know whether there is more: that is told to readers that have nothing else (``denied``), until a look succeeds.
 """
@@ -261,20 +261,21 @@ class Tail:
     @property
     def alone(self) -> bool:
         """Whether the next look is at the leader, whatever a replica would say; after a reconnect it is one soon."""
-        return self._looks.silent % 5 == 1 and not self._doubtful
+        return self._looks.alone and not self._doubtful
 
     @property
     def unproven(self) -> bool:
         """Whether the next look has to find what was already seen, too."""
-        return self._doubtful or self.alone  # many at once after a reconnect: a replica may say that for now
+        return self._doubtful or self._looks.proves
 
     def look_now(self) -> None:
         """Something may have been missed: start a look, or one more after the one that is under way."""
         self._repairing = True
         self.look()
 
-    def look(self) -> None:
-        """Start a look at the leader, or one more after the one that is under way."""
+    def look(self, *, doubtful: bool = False) -> None:
+        """Look at the leader, now or behind the look under way. ``doubtful``: what was seen seems to be gone."""
+        self._doubtful = self._doubtful or doubtful
         if self._held is not None:
             self._again = True
         elif not self.is_over:

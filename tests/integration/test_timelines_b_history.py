@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from backends import NatsBackend
 from jetstream_kit import server
 from strangers import Stranger, events_of
-from timeline_kit import Timelines
-from waiting import Heard, check_whole, eventually, read_all, soon, take, values
+from timeline_kit import Timelines, spying
+from waiting import Heard, check_whole, eventually, known, read_all, soon, take, values
 
 from natsjobs import ConfigError, GenerationReplacedError, HistoryLostError, JobClosedError, UnavailableError
 from natsjobs.engine.wire import Cursor
@@ -111,6 +112,29 @@ async def test_b11_a_restored_backup_is_noticed_by_reader_and_writer(tmp_path: P
             with pytest.raises(JobClosedError):
                 await soon(a.store.append_chunk("s", 10, generation=job.generation))
             assert (await soon(a.store.create_job("s", "u"))).generation > job.generation
+
+
+async def test_b11_a_purged_stream_is_noticed_by_the_next_look_of_all(many: Timelines) -> None:
+    """It ends where it ended, and so does what is known; only every fifth look would ask for that."""
+    owner, viewer = await many.add(), await many.add(config=many.config(timing={"look": 0.5}))
+    jobs = [await owner.store.create_job(name, "u") for name in ("s1", "s2")]
+    scopes = {many.subjects.scope(job.stream_id, job.generation) for job in jobs}
+    questions, strange = f"$JS.API.DIRECT.GET.{many.subjects.events_stream}", await many.admin()
+    async with (
+        viewer.manager.subscribe("s1") as one,
+        viewer.manager.subscribe("s2") as other,
+        spying(strange, questions) as asked,
+    ):
+
+        def looks() -> int:
+            return sum(scopes <= set(json.loads(msg.data).get("multi_last", ())) for msg in asked)
+
+        await eventually(lambda: looks() == 3)  # the second of them asks for what is known
+        await many.api(f"STREAM.PURGE.{many.subjects.events_stream}")
+        await lost(one)
+        await lost(other)
+        await known(strange)
+        assert looks() == 4
 
 
 async def test_b11_a_tombstone_under_a_reader_is_the_end_of_its_history(backend: NatsBackend) -> None:

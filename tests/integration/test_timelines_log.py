@@ -299,8 +299,8 @@ async def test_a7_events_and_an_end_that_were_lost_live_are_found_by_the_quiet_l
 
 
 async def test_a7_many_quiet_followers_look_by_one_question(many: Timelines):
-    """One look in five is at the leader; and whoever has lost something live, or an end, has it by the next one."""
-    owner, viewer = await many.add(), await many.add()
+    """One look in 25 is at the leader; and whoever has lost something live, or an end, has it by the next one."""
+    owner, viewer = await many.add(), await many.add(config=many.config(timing={"look": 0.1}))
     names = [f"s{number}" for number in range(20)]
     jobs = {name: await owner.store.create_job(name, "alice") for name in names}
     scopes, log = {many.subjects.scope(name, jobs[name].generation) for name in names}, many.subjects.events_stream

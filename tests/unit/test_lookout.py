@@ -76,6 +76,13 @@ class Scene:
         options: dict[str, Any] = {"expect": None, "scope": None, "ttl": None, "rollup": False, "marker": False}
         return self.system.store("events").append(subject, b"x" * self.size, **options)
 
+    def lose(self, follower: Follower) -> None:
+        """The newest message of a log is gone, without a trace."""
+        store = self.system.store("events")
+        message = store.last(follower.scope)
+        assert message is not None
+        store._remove(message)
+
     def follower(self, name: str) -> Follower:
         """Of a new log, which holds one message that it knows."""
         return Follower(self, name, self.append(name))
@@ -99,9 +106,9 @@ class Follower:
         self.pauses: list[float] = []
         self._scene, self._looks = scene, Looks(2.0)
 
-    def look(self) -> None:
+    def look(self, *, doubtful: bool = False) -> None:
         """It has to look at the leader."""
-        self.told.append("look")
+        self.told.append("doubt" if doubtful else "look")
 
     def nothing_new(self, *, proven: bool) -> None:
         """It need not."""
@@ -234,13 +241,49 @@ def test_what_was_seen_and_is_not_found_is_for_the_leader(clock: Virtual) -> Non
             follower.unproven = True
         followers[2].scope = here.context.subjects.scope("none", "g")
         await here.look(*followers)
-        assert [follower.told for follower in followers] == [["proven"]] * 2 + [["look"]] + [["proven"]] * 2
+        assert [follower.told for follower in followers] == [["proven"]] * 2 + [["doubt"]] + [["proven"]] * 2
         for follower in followers:
             follower.unproven = False
         followers[2].scope = here.context.subjects.scope("s2", "g")
         followers[4].seq += 100
         await here.look(*followers)
-        assert [follower.told[-1] for follower in followers] == ["nothing"] * 4 + ["look"]
+        assert [follower.told[-1] for follower in followers] == ["nothing"] * 4 + ["doubt"]
+
+    play(clock, scene)
+
+
+def test_when_the_stream_does_not_go_on_everything_has_to_be_found_again(clock: Virtual) -> None:
+    """B11: whoever has lost something learns it by the next look, whenever he would have asked for it."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(4)]
+        late = here.follower("late")
+        for _ in range(2):
+            await here.look(*followers)
+        for one in followers[1::2]:
+            here.lose(one)
+        await here.look(*followers)  # the newest of all is still there
+        assert [follower.told for follower in followers] == [["nothing"] * 3] * 4
+        here.lose(late)
+        here.append("noise")
+        await here.look(*followers)
+        assert [follower.told[-1] for follower in followers] == ["proven", "doubt", "proven", "doubt"]
+        await here.look(*followers[::2])
+        assert [follower.told[-1] for follower in followers[::2]] == ["nothing"] * 2
+
+    play(clock, scene)
+
+
+def test_a_stream_that_was_purged_has_lost_everything(clock: Virtual) -> None:
+    """It still says what its newest message was."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(3)]
+        await here.look(*followers)
+        for follower in followers:
+            here.lose(follower)
+        await here.look(*followers)
+        assert [follower.told for follower in followers] == [["nothing", "doubt"]] * 3
 
     play(clock, scene)
 
@@ -261,10 +304,11 @@ def test_a_stream_that_begins_anew_is_not_taken_for_the_old_one(clock: Virtual) 
             here.append(name)
         for _ in range(30):
             here.append("noise")
-        for asked in (followers[::2], followers[::2], followers):  # also when others have noticed it first
-            await here.look(*asked)
-            assert {follower.told[-1] for follower in asked if follower is not followers[1]} == {"nothing"}
-        assert followers[1].told[-1] == "look"
+        for told in ("proven", "nothing"):
+            await here.look(*followers[::2])
+            assert {follower.told[-1] for follower in followers[::2]} == {told}
+        await here.look(*followers)  # also when others have noticed it first
+        assert [follower.told[-1] for follower in followers] == ["nothing", "look", "nothing"]
 
     play(clock, scene)
 
