@@ -27,7 +27,7 @@ import asyncio
 import heapq
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 from natsjobs.engine.context import Context
@@ -188,7 +188,7 @@ class Lookout:
             _settle(followers)
 
     async def _look_together(self, followers: list[Follower]) -> None:
-        seen = [(follower, follower.seq) for follower in followers]  # before it is asked how far the leader is
+        seqs = [follower.seq for follower in followers]  # before it is asked how far the leader is
         try:
             newest, era = await self._mark()
         except PermissionDeniedError:
@@ -199,11 +199,8 @@ class Lookout:
             for follower in followers:
                 follower.failed(error)
             return
-        asked = sorted((_Asked(*one, era) for one in seen), key=lambda one: one.start)
-        # A question has one start: a newcomer's would make the newest messages of all others come once more.
-        groups = [one for one in asked if one.known], [one for one in asked if not one.known]
-        parts = [group[at : at + MOST_NEWEST] for group in groups for at in range(0, len(group), MOST_NEWEST)]
-        await asyncio.gather(*(self._look_at(part, newest, era) for part in parts))
+        asked = _Asked(followers, seqs, newest, era)
+        await asyncio.gather(*(self._look_at(asked, part) for part in asked.parts()))
 
     async def _mark(self) -> tuple[int, object]:
         """The newest sequence of the stream at the leader, and the era."""
@@ -227,13 +224,14 @@ class Lookout:
         same = await self._events.next(_ALL, before.last_seq)
         return same is not None and (same.seq, same.time) == (before.last_seq, before.last_time)
 
-    async def _look_at(self, part: list[_Asked], newest: int, era: object) -> None:
-        followers = [one.follower for one in part]
+    async def _look_at(self, asked: _Asked, part: list[int]) -> None:
+        followers = [asked.followers[place] for place in part]
         try:
             async with self._places:
-                found = await self._find([follower.scope for follower in followers], part[0].start, newest)
-            for one in part:
-                one.judge(found, newest, era)
+                scopes, start = [follower.scope for follower in followers], asked.starts[part[0]]
+                found = await self._find(scopes, start, asked.newest)
+            for place in part:
+                asked.judge(place, found)
         except NatsJobsError as error:
             for follower in followers:
                 follower.failed(error)
@@ -266,30 +264,52 @@ class Lookout:
 
 
 class _Asked:
-    """A follower, as it was when it was asked about."""
+    """Followers, as they were when they were asked about, each in his place.
 
-    __slots__ = ("_proof", "_seq", "follower", "known", "start")
+    No object for each: of ten thousand at a time the garbage collector would walk over everything else that lives.
+    """
 
-    def __init__(self, follower: Follower, seq: int, era: object) -> None:
-        """``seq``: the newest message that he knows. ``era``: ``None`` if nobody knows it."""
-        self.follower, self._seq = follower, seq
-        known_in, checked = follower.checked
-        changed = era is not None and known_in is not None and known_in is not era
-        self._proof = follower.unproven or changed  # has it gone back in time (B11)?
-        self.known = era is not None and known_in is era and not self._proof
-        self.start = 1 + max(self._seq, checked) if self.known else self._seq if self._proof else 1 + self._seq
+    __slots__ = ("_checked", "_known", "_proofs", "_seqs", "followers", "newest", "starts")
+
+    def __init__(self, followers: list[Follower], seqs: list[int], newest: int, era: object) -> None:
+        """``seqs``: the newest messages that they know. ``era``: ``None`` if nobody knows it."""
+        self.followers, self._seqs, self.newest = followers, seqs, newest
+        self._checked = UNCHECKED if era is None else (era, newest)
+        self.starts: list[int] = []
         """What is older says nothing."""
+        self._proofs: list[bool] = []
+        self._known: list[bool] = []
+        for follower, seq in zip(followers, seqs, strict=True):
+            known_in, checked = follower.checked
+            same = era is not None and known_in is era
+            changed = era is not None and known_in is not None and not same
+            proof = changed or follower.unproven  # has it gone back in time (B11)?
+            known = same and not proof
+            self.starts.append(1 + max(seq, checked) if known else seq if proof else 1 + seq)
+            self._proofs.append(proof)
+            self._known.append(known)
 
-    def judge(self, found: dict[str, int] | None, newest: int, era: object) -> None:
-        """``found``: the newest sequences at or after ``start``."""
-        follower = self.follower
+    def parts(self) -> Iterator[list[int]]:
+        """Places that are asked about in one question, which has one start: the lowest, that of the first.
+
+        A newcomer's would make the newest messages of all others come once more.
+        """
+        order = sorted(range(len(self.followers)), key=self.starts.__getitem__)
+        for known in (True, False):
+            group = [place for place in order if self._known[place] is known]
+            for at in range(0, len(group), MOST_NEWEST):
+                yield group[at : at + MOST_NEWEST]
+
+    def judge(self, place: int, found: dict[str, int] | None) -> None:
+        """``found``: the newest sequences at or after the start."""
+        follower, known, proof = self.followers[place], self._seqs[place], self._proofs[place]
         seq = found.get(follower.scope, 0) if found is not None else 0
-        gone = newest < self._seq or (self._proof and seq < self._seq)
+        gone = self.newest < known or (proof and seq < known)
         if found is None or gone or seq > follower.seq:
             follower.look(doubtful=gone)
         else:
-            follower.checked = (era, newest) if era is not None else UNCHECKED
-            follower.nothing_new(proven=self._proof)
+            follower.checked = self._checked
+            follower.nothing_new(proven=proof)
 
 
 def _settle(followers: Iterable[Follower]) -> None:

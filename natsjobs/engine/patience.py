@@ -92,12 +92,12 @@ class Looks:
     @property
     def proves(self) -> bool:
         """Whether this look, as every fifth, has to find again what was already seen (B11)."""
-        return self.silent % 5 == 1
+        return self._step % 5 == 1
 
     @property
     def alone(self) -> bool:
         """Whether this look, as every twenty-fifth, is made at the leader, whatever a replica would say."""
-        return self.silent % 25 == 11  # one that proves: that is an index for the leader, no search
+        return self._step % 25 == 11  # one that proves: that is an index for the leader, no search
 
     def again(self) -> None:
         """Attached, or repaired a gap: the next look comes soon."""

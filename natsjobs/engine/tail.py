@@ -256,7 +256,7 @@ class Tail:
     @property
     def waits(self) -> bool:
         """Whether it is followed, and no look is under way."""
-        return self._held is None and not self.is_over
+        return self._held is None and self.terminal is None and self.lost is None and not self._closed
 
     @property
     def alone(self) -> bool:
