@@ -13,6 +13,7 @@ import asyncio
 import math
 from collections import deque
 from copy import copy
+from functools import partial
 from typing import TypeAlias
 from weakref import ReferenceType, WeakValueDictionary, ref
 
@@ -78,7 +79,8 @@ class Pages:
             except RuntimeError:
                 raise NotOpenError(_CLOSED) from None
             self._pages[key] = page
-            self._tasks[task] = ref(page, lambda _: task.cancel())
+            give_up = partial(page.get_loop().call_soon_threadsafe, task.cancel)  # a collector runs in any thread
+            self._tasks[task] = ref(page, lambda _: give_up())
             task.add_done_callback(self._tasks.pop)
         return page
 
