@@ -196,8 +196,13 @@ class Stream(Protocol):
         """
         ...
 
-    async def last(self, subject_filter: str) -> Message | None:
-        """The newest message that matches, read at the leader. Raises as ``next`` does."""
+    async def last(self, subject_filter: str, *, alone: bool = False) -> Message | None:
+        """The newest message that matches, as the leader has it. Raises as ``next`` does.
+
+        Whatever was acknowledged before this was called is seen. When very many ask at once, a replica may answer that
+        is proven to be as far as the leader was after that; that there is no message is for the leader alone to say.
+        ``alone``: he is read himself, whatever replicas would say.
+        """
         ...
 
     async def page(

@@ -380,7 +380,7 @@ class Tail:
         """Whether all that is there is known, by the leader's index: whatever others have stored, no search."""
         hub.add(measures.LOOKS)
         known = self._replay.seq
-        newest = await self._events.last(self.scope)
+        newest = await self._events.last(self.scope, alone=True)
         return newest is not None and known <= newest.seq <= self._replay.seq
 
     async def _prove(self) -> None:

@@ -4,7 +4,8 @@ A server takes what one connection asks for one after the other. Ten thousand re
 reconnect, ask more in a moment than it answers in a request's time, and everything else would stand behind them there:
 appends, leases, answers to others. So they wait here, where they hold up nothing, and their time begins when they are
 sent. Whoever stands here while nobody is answered at all waits no longer than a request does; who gets a place at the
-end of that waits for the time of a request once more, for his own answer: twice that is the longest.
+end of that waits for the time of a request once more, for his own answer: twice that is the longest. Who only wants a
+newest message does not come here while it is ``long``, but is asked for together with others (``gathering``).
 
 Guarantees that the line is fair, and that whoever is cancelled leaves no place in it taken. Who may stand in it, and
 what becomes of a question, is the stream's business.
@@ -33,8 +34,13 @@ class Line:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._heard = -math.inf
 
-    async def enter(self) -> None:
-        """Take a place; ``leave`` must follow.
+    @property
+    def long(self) -> bool:
+        """Whether more stand here than have places."""
+        return len(self._waiting) > _PLACES
+
+    async def enter(self, waited: float = 0.0) -> None:
+        """Take a place; ``leave`` must follow. ``waited``: so long already, seconds, and nobody was answered.
 
         Raises:
             RequestFailedError: Nobody was answered for too long.
@@ -45,14 +51,13 @@ class Line:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
-            await self._wait_for(place)
+            await self._wait_for(place, time.monotonic() - waited)
         except BaseException:
             if not place.cancel():
                 self._pass_on()
             raise
 
-    async def _wait_for(self, place: asyncio.Future[None]) -> None:
-        since = time.monotonic()
+    async def _wait_for(self, place: asyncio.Future[None], since: float) -> None:
         while not place.done():
             left = max(since, self._heard) + self._limit - time.monotonic()
             if left <= 0:

@@ -1,10 +1,11 @@
 """The port ``Stream``: one JetStream stream, by requests on the wire and without a consumer.
 
 Owns how an append, a leader read and a page look on the wire, and what the answers mean. Appends carry their condition
-in headers, so the server decides; reads that decide something go to the leader (``STREAM.MSG.GET``), pages come from
-any replica (``direct``), or from the leader while those are silent: a node that was cut off is asked for half a minute
-yet. A read is repeated when the connection breaks under it, a leader read also when nobody answers it: a stream
-without a leader drops what it is asked, and the next leader never hears of it. An append never is.
+in headers, so the server decides; reads that decide something go to the leader (``STREAM.MSG.GET``), or, when very many
+want a newest message, together to a replica that is proven to be as far as he is (``gathering``). Pages come from any
+replica (``direct``), or from the leader while those are silent: a node that was cut off is asked for half a minute yet.
+A read is repeated when the connection breaks under it, a leader read also when nobody answers it: a stream without a
+leader drops what it is asked, and the next leader never hears of it. An append never is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from natsjobs.jetstream.acks import Ack, Posted, read_ack
 from natsjobs.jetstream.answers import Info, T, found_decoder, info_decoder
 from natsjobs.jetstream.direct import ALL, MORE, TOO_MANY, Answer, Replicas
 from natsjobs.jetstream.faults import NO_MESSAGE, NO_STREAM, RequestFailedError, ServerError, of_server
+from natsjobs.jetstream.gathering import Gathering, may_gather
 from natsjobs.jetstream.headers import NOBODY, PENDING, UP_TO, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.line import Line
@@ -59,6 +61,7 @@ class NatsStream:
         self._replicas = Replicas(wire, name, prefix=prefix, request=request)
         self._about = f"{prefix}.STREAM.INFO.{name}"
         self._line = Line(request)
+        self._gathering = Gathering(request, barrier=self._barrier, newer=self.newer, spawn=wire.spawn)
         self._looked = -math.inf
 
     async def append(
@@ -129,9 +132,18 @@ class NatsStream:
         """The first message at or after ``seq`` that matches, read at the leader. Raises as the port says."""
         return await self._read({"seq": max(1, seq), "next_by_subj": subject_filter})
 
-    async def last(self, subject_filter: str) -> Message | None:
-        """The newest message that matches, read at the leader. Raises as the port says."""
-        return await self._read({"last_by_subj": subject_filter})
+    async def last(self, subject_filter: str, *, alone: bool = False) -> Message | None:
+        """The newest message that matches, as the leader has it. Raises as the port says."""
+        waited = 0.0
+        if not alone and self._in_a_crowd() and may_gather(subject_filter):
+            found, waited = await self._gathering.last(subject_filter)
+            if found is not None:
+                return found
+        return await self._read({"last_by_subj": subject_filter}, waited)
+
+    def _in_a_crowd(self) -> bool:
+        crowd = self._line.long or self._gathering.waits
+        return crowd and self._wire.ready and not (self._gathering.apart or self._replicas.silent)
 
     async def page(
         self, subject_filter: str, seq: int, *, batch: int = PAGE, max_bytes: int = PAGE_BYTES
@@ -234,8 +246,8 @@ class NatsStream:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    async def _read(self, query: dict[str, Any]) -> Message | None:
-        found = await self._api(self._get, _encode(query), found_decoder, f"reading {self.name}")
+    async def _read(self, query: dict[str, Any], waited: float = 0.0) -> Message | None:
+        found = await self._api(self._get, _encode(query), found_decoder, f"reading {self.name}", waited)
         if (message := found.message) is None:
             return None
         marker = marker_of(message.hdrs) if message.hdrs else None
@@ -244,7 +256,27 @@ class NatsStream:
     async def _ask(self, query: dict[str, Any] | None) -> Info:
         return await self._api(self._about, _encode(query) if query else b"", info_decoder, f"asking about {self.name}")
 
-    async def _api(self, subject: str, query: bytes, decoder: msgspec.json.Decoder[T], doing: str) -> T:
+    async def _barrier(self) -> int | None:
+        """The newest sequence at the leader, asked at once; ``None``: the connection broke."""
+
+        def take(body: bytes, headers: bytes) -> Info:
+            return Info(error=ServerError(503)) if status_of(headers) else info_decoder.decode(body)
+
+        try:
+            limit = min(self._request, max(1.0, self._request / 4))
+            info: Info = await self._wire.request(self._about, b"", take, limit=limit)
+        except RequestFailedError as error:
+            if error.denied or self._wire.ready:
+                raise
+            return None
+        if info.refusal is not None or not info.says_something:
+            raise RequestFailedError("the leader does not say how far the stream is", sent=True)
+        self._wire.went_well(stored=False)
+        return info.state.last_seq
+
+    async def _api(
+        self, subject: str, query: bytes, decoder: msgspec.json.Decoder[T], doing: str, waited: float = 0.0
+    ) -> T:
         """One request to the leader; the answer, which may say that there is no message but no other error."""
 
         def take(body: bytes, headers: bytes) -> Any:
@@ -257,7 +289,7 @@ class NatsStream:
 
         started = time.monotonic()
         try:
-            taken: Any = await self._repeat(subject, query, take)
+            taken: Any = await self._repeat(subject, query, take, waited)
         except RequestFailedError as error:
             raise self._failed(error, doing, started, subject) from None
         if not isinstance(taken, tuple):
@@ -269,13 +301,13 @@ class NatsStream:
         self._wire.went_well(stored=False)
         return answer
 
-    async def _repeat(self, subject: str, query: bytes, take: Callable[[bytes, bytes], Any]) -> Any:
+    async def _repeat(self, subject: str, query: bytes, take: Callable[[bytes, bytes], Any], waited: float) -> Any:
         """A read may be sent again: when the connection broke under it, and every so often without an answer."""
         deadline = math.inf
         while True:
             await self._wire.connected(min(AWAY_WAIT, self._request))  # nobody stands in line for one that is away
-            await self._line.enter()
-            heard = False
+            await self._line.enter(waited)
+            heard, waited = False, 0.0
             try:
                 if not self._wire.ready:
                     continue

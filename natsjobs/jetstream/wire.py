@@ -14,7 +14,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +41,10 @@ def _is_subject(subject: str) -> bool:
 
 class Wire(Connection):
     """What is sent over a connection."""
+
+    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """In a task that ends with the link at the latest. Raises ``RuntimeError`` once that is being closed."""
+        return self._tasks.spawn(coro, name)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 

@@ -117,7 +117,7 @@ class MemoryStream:
         await self._answer()
         return found[0] if found else None
 
-    async def last(self, subject_filter: str) -> Message | None:
+    async def last(self, subject_filter: str, *, alone: bool = False) -> Message | None:  # noqa: ARG002 - no replicas
         """The newest message that matches."""
         found = self._store().last(subject_filter)
         await self._answer()

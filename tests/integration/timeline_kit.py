@@ -78,9 +78,9 @@ class HookedStream:
     async def _read(self, found: list[Message]) -> list[Message]:
         return found if self.after_log is None else await self.after_log(found)
 
-    async def last(self, subject_filter: str) -> Message | None:
+    async def last(self, subject_filter: str, **options: bool) -> Message | None:
         """The hook comes between the answer and whoever asked."""
-        found: Message | None = await self._stream.last(subject_filter)
+        found: Message | None = await self._stream.last(subject_filter, **options)
         if self.after_last is not None:
             await self.after_last(subject_filter)
         return found

@@ -40,9 +40,9 @@ class Stream:
         self.leader += 1
         return await self._stream.state()
 
-    async def last(self, name: str) -> Any:
+    async def last(self, name: str, **options: bool) -> Any:
         """The newest message."""
-        return self._count(await self._stream.last(name))
+        return self._count(await self._stream.last(name, **options))
 
     async def next(self, name: str, seq: int) -> Any:
         """What comes next."""
