@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar, overload
 
 from natsjobs.telemetry import measures
@@ -21,6 +22,18 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 _V = TypeVar("_V")
+
+_STEP = 128
+
+
+def in_steps(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """All of these, a few at a time: who goes through thousands gives the loop a turn behind each step.
+
+    They are taken as they are now; what is added or goes meanwhile is not seen.
+    """
+    left = iter(list(items))
+    while step := list(islice(left, _STEP)):
+        yield step
 
 
 @overload

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ from weakref import WeakValueDictionary
 from natsjobs.engine import wire
 from natsjobs.engine.callbacks import call
 from natsjobs.engine.context import Context
-from natsjobs.engine.patience import Looks
+from natsjobs.engine.patience import JITTER, Looks
 from natsjobs.engine.ports import MOST_NEWEST, Incoming, Interest, StreamMissingError
 from natsjobs.engine.terminals import end_event, find_terminal
 from natsjobs.errors import ConnectionLostError, UnavailableError
@@ -47,7 +48,8 @@ class Ends:
         self._written = written
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-        self._due: list[tuple[float, int, _Watch]] = []  # a heap; one is stale whose watch is due later
+        # A heap of those who look together: a watch is stale there that is due at another time by now.
+        self._due: list[tuple[float, int, list[_Watch]]] = []
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._forget: Callable[[], None] | None = None
@@ -65,7 +67,7 @@ class Ends:
             if watch.interest is not None:
                 await watch.interest.confirm()
             if not watch.due:
-                self._schedule(watch)
+                self._schedule([watch])
             if not watch.newborn:  # what came before is seen too
                 self.look_now(watch)
         except BaseException:
@@ -157,11 +159,18 @@ class Ends:
 
     # -- looking ------------------------------------------------------------------------------------------------
 
-    def _schedule(self, watch: _Watch) -> None:
-        watch.due = time.monotonic() + watch.looks.next()
-        heapq.heappush(self._due, (watch.due, next(self._numbers), watch))
-        if self._timer is None or self._due[0][2] is watch:
-            self._set_timer()
+    def _schedule(self, watches: Iterable[_Watch]) -> None:
+        """When they look next. Those whose looks are as rare stay together: one entry, and later one question."""
+        now, groups = time.monotonic(), dict[float, list[_Watch]]()
+        for watch in watches:
+            groups.setdefault(watch.looks.latest(), []).append(watch)
+        for pause, group in groups.items():
+            due = now + pause * random.uniform(*JITTER)  # noqa: S311 - spreads the looks of many, no secret
+            for watch in group:
+                watch.due = due
+            heapq.heappush(self._due, (due, next(self._numbers), group))
+            if self._timer is None or self._due[0][2] is group:
+                self._set_timer()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -172,14 +181,13 @@ class Ends:
             self._timer = asyncio.get_running_loop().call_later(wait, self._on_due)
 
     def _on_due(self) -> None:
+        """Look at as many as fit into one question; there may be thousands, and an event is not to wait for them."""
         self._timer = None
         until, due = time.monotonic() + self._context.config.timing.look * _TOGETHER, list[_Watch]()
-        while self._due and self._due[0][0] <= until:
-            at, _, watch = heapq.heappop(self._due)
-            if not watch.closed and watch.due == at:
-                due.append(watch)
-        for watch in due:
-            self._schedule(watch)
+        while self._due and self._due[0][0] <= until and len(due) + len(self._due[0][2]) <= MOST_NEWEST:
+            at, _, group = heapq.heappop(self._due)
+            due += (watch for watch in group if not watch.closed and watch.due == at)
+        self._schedule(due)
         self._set_timer()
         if due:
             self._context.spawn(self._look_at(due), "natsjobs ends")
@@ -190,9 +198,8 @@ class Ends:
 
     async def _look_at(self, watches: Iterable[_Watch]) -> None:
         """Look at many."""
-        asked = [watch for watch in watches if not self._is_written(watch)]
-        for start in range(0, len(asked), MOST_NEWEST):
-            part = asked[start : start + MOST_NEWEST]
+        asked = (watch for watch in watches if not self._is_written(watch))
+        while part := list(itertools.islice(asked, MOST_NEWEST)):
             began = time.monotonic()
             try:
                 doubtful = await self._doubtful(part)

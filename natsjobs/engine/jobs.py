@@ -76,15 +76,19 @@ def record_of(slot: Slot) -> JobRecord | None:
         return None
     try:
         job = msgspec.convert(slot.value, Job)
-        _check_record(job, slot.key)
+        check_record(job, slot.key)
     except (msgspec.ValidationError, ValueError) as error:
         garbage.skipped("a job record", f"{slot.key}: {error}", slot.value)
         return None
     return JobRecord(job, slot.value, slot.revision, slot.time)
 
 
-def _check_record(job: Job, key: str) -> None:
-    """What becomes part of a subject must be able to: one that is too long would cost the connection."""
+def check_record(job: Job, key: str) -> None:
+    """What becomes part of a subject must be able to: one that is too long would cost the connection.
+
+    Raises:
+        ValueError: It cannot, or it is the record of another key.
+    """
     if not key.endswith(f".job.{escape(job.stream_id)}"):
         raise ValueError("it names another stream id")
     if not is_generation(job.generation):

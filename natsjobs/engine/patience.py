@@ -28,6 +28,8 @@ SOON = 0.3
 """The first look after an attach or a repair: what the live path lost in that moment shows by then."""
 SLOWEST = 5
 """Looks at something silent get this many times rarer than ``timing.look``, and no rarer."""
+JITTER: Final = (0.82, 1.0)
+"""The part of ``Looks.latest`` after which a look is made: spreads the looks of many."""
 
 
 class Backoff:
@@ -109,10 +111,10 @@ class Looks:
 
     def next(self) -> float:
         """Seconds until the next look; the one after it comes later."""
-        return self.latest() * random.uniform(0.82, 1.0)  # noqa: S311 - spreads the looks of many, no secret
+        return self.latest() * random.uniform(*JITTER)  # noqa: S311 - spreads the looks of many, no secret
 
     def latest(self) -> float:
-        """As ``next``, without jitter and never less: for who makes the looks of many at once, a little sooner."""
+        """As ``next``, without jitter and never less: for who makes the looks of many at once, and spreads them."""
         step, self._step = self._step, self._step + 1
         return 1.1 * (SOON if step < 0 else self._look * min(2 ** min(step, 10), SLOWEST))
 

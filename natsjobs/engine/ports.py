@@ -57,7 +57,7 @@ class StreamMissingError(UnavailableError):
     """The stream does not exist (any more): NATS error 10059. Whoever does not expect it hears "unavailable"."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A stored message. ``time``: when the server stored it, seconds since the epoch on the server's clock.
 
     ``marker`` is set on what a removal left behind: ``"PURGE"`` or ``"DEL"`` (a client's), ``"MaxAge"`` (a TTL's).
@@ -70,7 +70,7 @@ class Message(msgspec.Struct, frozen=True):
     marker: str | None = None
 
 
-class Incoming(msgspec.Struct, frozen=True):
+class Incoming(msgspec.Struct, frozen=True, gc=False):
     """A message from the bus. ``seq`` is its stream sequence when it was republished by a stream, else 0.
 
     ``marker`` as in ``Message``, for republished markers. ``reply`` is the inbox that waits for an answer, or ``""``.

@@ -14,7 +14,7 @@ costs what lies between and before: of 100,000 jobs the server needs 30-60 ms fo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -63,7 +63,7 @@ class Records:
     async def read(self, key: str) -> Slot:
         """The key now, at the leader."""
         message = await patiently(lambda: self._last(key), limit=self._patience)
-        return Slot(key, 0, None) if message is None else _slot(message)
+        return Slot(key, 0, None) if message is None else slot_of(message)
 
     async def _last(self, key: str) -> Message | None:
         try:
@@ -113,14 +113,26 @@ class Records:
 
     async def list(self, key_filter: str) -> list[Slot]:
         """Every key that matches and has a value, oldest change first."""
+        found: list[Message] = []
+        await self.visit(key_filter, found.extend)
+        found.sort(key=lambda message: message.seq)
+        return [slot for message in found if (slot := slot_of(message)).value is not None]
+
+    async def visit(self, key_filter: str, take: Callable[[Iterable[Message]], None]) -> None:
+        """Hand over every key that matches, a page at a time as it comes: each once, in no order, markers as well.
+
+        As complete as a list, and it holds nothing: what ``take`` keeps is its business. It must neither block for
+        longer than a page needs, nor raise.
+        """
         barrier, found = await together(
             patiently(lambda: self._last(key_filter), limit=self._patience), self._newest([key_filter])
         )
         if barrier is None:
-            return []
-        if not found or found[-1].seq < barrier.seq:  # too many, or a replica that lags
-            found = await self._by_key(key_filter)
-        return [slot for message in found if (slot := _slot(message)).value is not None]
+            return
+        if found and found[-1].seq >= barrier.seq:
+            take(found)
+        else:  # too many, or a replica that lags
+            await self._by_key(key_filter, take)
 
     async def _newest(self, filters: Sequence[str]) -> Sequence[Message] | None:
         """What a replica has of these; ``None``: too much, or nothing for a question as long as this."""
@@ -129,12 +141,11 @@ class Records:
         except UnavailableError:
             return ()  # the leader says what is wrong
 
-    async def _by_key(self, key_filter: str) -> Sequence[Message]:
+    async def _by_key(self, key_filter: str, take: Callable[[Iterable[Message]], None]) -> None:
         """What the index of the leader names; nothing that lies between costs anything."""
         keys = [*await self._at_leader(lambda: self._link.records.subjects(key_filter))]
         barrier = await self._at_leader(lambda: self._last(key_filter))  # not older than any of these keys
         parts, tries = deque(keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)), _TRIES
-        found: list[Message] = []
         while parts and barrier is not None:  # when nothing matches any more, nothing is left of the others
             part = parts.popleft()
             answer = await self._newest([*part, barrier.subject]) if tries else None
@@ -150,14 +161,14 @@ class Records:
                 stored = [await self._at_leader(partial(self._last, key)) for key in part]
                 answer = [message for message in stored if message is not None]
             tries, wanted = _TRIES, set(part)
-            found += (message for message in answer if message.subject in wanted)
-        return sorted(found, key=lambda message: message.seq)
+            take(message for message in answer if message.subject in wanted)
 
     async def _at_leader(self, ask: Callable[[], Awaitable[_T]]) -> _T:
         return await patiently(ask, limit=self._patience)
 
 
-def _slot(message: Message) -> Slot:
+def slot_of(message: Message) -> Slot:
+    """A stored message as the key that it is the value of, or whose removal it marks."""
     record = wire.decode_object(message.body) if message.body else None
     if message.body and record is None:
         garbage.skipped("a key of the bucket", message.subject, message.body)

@@ -41,6 +41,7 @@ from natsjobs.errors import (
     UnavailableError,
 )
 from natsjobs.models import EndReason, EventType, Job
+from natsjobs.tasks import in_steps
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
@@ -305,13 +306,18 @@ class Runs:
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
-        writers = list(self._writers)
-        owing = {*[writer for writer in writers if writer.owes][-_MOST_OWING:]}
-        for appender in writers:
+        others = list[Appender]()
+        for step in in_steps(self._writers):
+            others += (one for one in step if (one.stream_id, one.generation) not in self.owned)
+            await asyncio.sleep(0)
+        owing = {*[writer for writer in others if writer.owes][-_MOST_OWING:]}
+        for appender in others:
             if appender in owing:
                 continue  # the next call on it is to hear that its events were not stored
             key = (appender.stream_id, appender.generation)
-            if key not in self.owned and key not in self.unstored and appender.idle and appender.last_stored < horizon:
+            if key in self.owned or key in self.unstored or self._writers.get(*key) is not appender:
+                continue
+            if appender.idle and appender.last_stored < horizon:
                 self._writers.remove(appender)
                 if self._newest.get(key[0]) == key[1]:
                     del self._newest[key[0]]

@@ -34,11 +34,14 @@ def check_id(value: object, field: str, limit: int = 256) -> str:
     return value
 
 
-@lru_cache(maxsize=8192)
 def escape(value: str) -> str:
     """An id as one subject token: ``alice@example.com`` is ``alice=40example=2Ecom``."""
-    if _PLAIN.match(value):
-        return value
+    return value if _PLAIN.match(value) else _escaped(value)
+
+
+@lru_cache(maxsize=8192)
+def _escaped(value: str) -> str:
+    """Remembered, for it takes long; of what passes as it is nothing is, among ten thousand ids a memory only costs."""
     return "".join(chr(b) if b in _PLAIN_BYTES else f"={b:02X}" for b in value.encode())
 
 

@@ -4,12 +4,16 @@ A running job is ended by a terminal record, never by a TTL (A8). Nothing is rem
 listed first, then the record is read, then those are removed that it does not name and that are old enough not to
 belong to a create under way. Logs leave one at a time with pauses, because removal holds the stream (A9).
 No decision compares two machines' clocks: ages are differences of the server's own times (C6).
+
+What it looks at (``survey``) and what it goes through comes in small steps, each followed by a turn of the loop: among
+ten thousand jobs a sweep takes a second, and no event waits for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from functools import partial
@@ -18,20 +22,24 @@ from natsjobs.engine import wire
 from natsjobs.engine.content_state import ContentState
 from natsjobs.engine.context import Context
 from natsjobs.engine.creation import remove_log
-from natsjobs.engine.jobs import JobRecord, active_key, mark_ended, put_active, read_record, record_of
+from natsjobs.engine.jobs import active_key, mark_ended, put_active, read_record
 from natsjobs.engine.liveness import Liveness
 from natsjobs.engine.patience import Seldom, patiently
 from natsjobs.engine.ports import StreamMissingError
 from natsjobs.engine.records import ConflictError, Slot
 from natsjobs.engine.runs import Run, Runs, lost_end
+from natsjobs.engine.survey import Seen, Survey, generation_of
 from natsjobs.engine.terminals import find_terminal
 from natsjobs.errors import JobClosedError, NatsJobsError, PermissionDeniedError, UnavailableError
 from natsjobs.models import EndReason
+from natsjobs.tasks import in_steps
 
 _log = logging.getLogger(__name__)
 
 _PAUSE_FACTOR = 10  # after a removal wait ten times as long as it took (A9)
 _RETIRE_EVERY = 0.5
+_LOOKS = 64
+"""A run is looked at this many times within the inactivity limit, or at every tick if these are fewer."""
 
 
 class Upkeep:
@@ -41,6 +49,7 @@ class Upkeep:
         """Nothing happens before ``start``."""
         self._seldom = Seldom()
         self._gone: set[tuple[str, str]] = set()  # logs that the sweep knows to be tombstones
+        self._look_at = -math.inf  # when the runs are looked at next, monotonic
         self._nameless: set[str] = set()  # stream ids with live objects and no record, at the last sweep
         self._context, self._runs, self._liveness, self._content = context, runs, liveness, content
 
@@ -65,16 +74,21 @@ class Upkeep:
         await self._runs.forget_idle()
         self._forget_live()
         limit, now = self._context.config.retention.running, time.monotonic()
-        for key, run in list(self._runs.owned.items()) if limit > 0 else ():
-            try:
-                if now - run.active_at > limit:
-                    if key not in self._runs.unstored:  # else its end is tried again and again already
-                        await self._expire(run)
-                elif run.active_at > run.touched_at and now - run.touched_at > limit / 4:
-                    await self._runs.touch(run)
-            except PermissionDeniedError as error:  # of this one; the others need not wait for it
-                if self._seldom.may_say(key):
-                    _log.warning("job %s, which has no activity or needs to be noted as active: %s", key[0], error)
+        if limit <= 0 or now < self._look_at:
+            return
+        for step in in_steps(self._runs.owned.items()):
+            for key, run in step:
+                try:
+                    if now - run.active_at > limit:
+                        if key not in self._runs.unstored:  # else its end is tried again and again already
+                            await self._expire(run)
+                    elif run.active_at > run.touched_at and now - run.touched_at > limit / 4:
+                        await self._runs.touch(run)
+                except PermissionDeniedError as error:  # of this one; the others need not wait for it
+                    if self._seldom.may_say(key):
+                        _log.warning("job %s, which has no activity or needs to be noted as active: %s", key[0], error)
+            await asyncio.sleep(0)
+        self._look_at = now + limit / _LOOKS
 
     def _forget_live(self) -> None:
         """Lists and graphs that callers gave us go when the record goes; else a process would hold them all."""
@@ -151,57 +165,79 @@ class Upkeep:
             logs = await patiently(lambda: context.link.events.subjects(subjects.all_events), limit=context.patience)
         except StreamMissingError as error:
             raise UnavailableError(f"the events stream does not exist: {error}; run `natsjobs setup`") from None
-        slots = await context.records.list(subjects.records("job"))
-        entries = await context.records.list(subjects.records("active"))
+        survey = Survey(context)
+        await survey.look()
         alive = await self._liveness.look()
         now = (await patiently(context.link.records.state, limit=context.patience)).now
-        records = {record.stream_id: record for slot in slots if (record := record_of(slot)) is not None}
-        running = [record for record in records.values() if not record.status.is_terminal]
+        over, nameless = await self._match(logs, survey.records)
         ended = 0
-        for record in running:
-            try:
-                ended += await self._sweep_running(record, logs, now)
-            except NatsJobsError as error:
-                _log.warning("the sweep passes over %s: %s", record.stream_id, error)  # one job holds up no other
-        ended += await self._sweep_owners(running, alive)
-        ended += await self._sweep_index(entries, records)
-        await self._sweep_missing_index(entries, running, now)
-        await self._sweep_logs(logs, records)
-        self._sweep_live(records)
+        for step in in_steps(survey.running):
+            for record in step:
+                try:
+                    ended += await self._sweep_running(record, now, is_over=record.run in over)
+                except NatsJobsError as error:
+                    _log.warning("the sweep passes over %s: %s", record.stream_id, error)  # one job holds up no other
+            await asyncio.sleep(0)
+        ended += await self._sweep_owners(survey.running, alive)
+        ended += await self._sweep_index(survey)
+        await self._sweep_missing_index(survey, now)
+        await self._sweep_logs(nameless)
+        self._sweep_live(survey.records)
         return ended
 
-    def _sweep_live(self, records: dict[str, JobRecord]) -> None:
+    async def _match(
+        self, logs: dict[str, int], records: dict[str, Seen]
+    ) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+        """Running generations that have an end in their log, and logs that no record names."""
+        over, nameless = set[tuple[str, str]](), set[tuple[str, str]]()
+        split = self._context.subjects.split_event
+        for step in in_steps(logs):
+            for name in step:
+                if (parts := split(name)) is None:
+                    continue
+                record = records.get(parts[0])
+                if record is None or record.generation != parts[1]:
+                    nameless.add(parts[:2])
+                elif parts[2] == "end" and not record.ended:
+                    over.add(parts[:2])
+            await asyncio.sleep(0)
+        return over, nameless
+
+    def _sweep_live(self, records: dict[str, Seen]) -> None:
         """Lists and graphs of jobs that nobody has any more, or that never came to be; owned here or not."""
-        nameless = (self._content.named | self._runs.ledger.named) - records.keys()
+        nameless = {name for name in self._content.named | self._runs.ledger.named if name not in records}
         for stream_id in nameless & self._nameless:  # one look would take a list that was set before its job began
             self._content.forget(stream_id)
             self._runs.ledger.forget(stream_id)
         self._nameless = nameless
 
-    async def _sweep_running(self, record: JobRecord, logs: dict[str, int], now: float) -> int:
+    async def _sweep_running(self, record: Seen, now: float, *, is_over: bool) -> int:
         """A record that says "running" although its log has ended, or has been silent for too long."""
-        subjects, limit = self._context.subjects, self._context.config.retention.running
-        if (end := subjects.end(record.stream_id, record.generation)) in logs:
+        limit = self._context.config.retention.running
+        if is_over:
+            end = self._context.subjects.end(record.stream_id, record.generation)
             newest = await patiently(lambda: self._context.link.events.last(end), limit=self._context.patience)
             terminal = await find_terminal(self._context.link, end, newest) if newest is not None else None
             if terminal is not None:
                 return int(await mark_ended(self._context, record.stream_id, record.generation, terminal) is not None)
-        if limit > 0 and now - record.time > limit and (record.stream_id, record.generation) not in self._runs.owned:
+        if limit > 0 and now - record.time > limit and record.run not in self._runs.owned:
             idle = await self._idle_time(record.stream_id, record.generation)
             if idle is None or idle > limit:
                 return int(await self._end_expired(record.stream_id, record.generation))
         return 0
 
-    async def _sweep_owners(self, running: list[JobRecord], alive: set[str]) -> int:
+    async def _sweep_owners(self, running: list[Seen], alive: set[str]) -> int:
         """Owners without a lease are judged; runs that a living owner does not have are over (A4)."""
-        by_owner: dict[str, list[tuple[str, str]]] = {}
-        for record in running:
-            if record.job.owner is not None:
-                by_owner.setdefault(record.job.owner, []).append((record.stream_id, record.generation))
+        by_owner, own = dict[str, list[tuple[str, str]]](), self._context.replica_id
+        for step in in_steps(running):
+            for record in step:
+                if record.owner is not None and (record.owner != own or record.run not in self._runs.owned):
+                    by_owner.setdefault(record.owner, []).append(record.run)
+            await asyncio.sleep(0)
         ended = 0
         for owner, runs in by_owner.items():
-            if owner == self._context.replica_id:
-                missing = [run for run in runs if run not in self._runs.owned]
+            if owner == own:
+                missing = runs
             elif owner in alive:
                 missing = await self._liveness.missing_runs(owner, runs) or []
             else:
@@ -210,19 +246,12 @@ class Upkeep:
             ended += await self._liveness.end_lost(missing)
         return ended
 
-    async def _sweep_index(self, entries: list[Slot], records: dict[str, JobRecord]) -> int:
+    async def _sweep_index(self, survey: Survey) -> int:
         """Index entries whose job is gone or has ended."""
         dropped = 0
-        for slot in entries:
+        for slot in survey.odd:
             parts = self._context.subjects.split_record(slot.key)
-            if parts is None or len(parts) != 3:
-                continue
-            record = records.get(parts[2])
-            if (
-                record is not None
-                and not record.status.is_terminal
-                and active_key(self._context, record.job) == slot.key
-            ):
+            if parts is None or len(parts) != 3 or slot.key in survey.unlisted:
                 continue
             record = await read_record(self._context, parts[2])
             if record is None or record.status.is_terminal or active_key(self._context, record.job) != slot.key:
@@ -236,27 +265,24 @@ class Upkeep:
             return 0
         return 1
 
-    async def _sweep_missing_index(self, entries: list[Slot], running: list[JobRecord], now: float) -> None:
+    async def _sweep_missing_index(self, survey: Survey, now: float) -> None:
         """Running jobs that no list shows as they are: a creator died between record and index (B5)."""
-        listed = {slot.key: slot for slot in entries}
-        for record in running:
-            slot = listed.get(active_key(self._context, record.job))
-            named = None if slot is None else str((slot.value or {}).get("generation"))
-            if slot is None or named != record.generation:
-                current = await read_record(self._context, record.stream_id)
-                if current is not None and current.generation == record.generation and not current.status.is_terminal:
-                    # An entry of a later generation is that of a create under way, or of one that died or lost.
-                    stale = slot is not None and now - slot.time > self._context.config.retention.orphan
-                    await put_active(self._context, current.job, over=named or "" if stale else "")
+        listed = {slot.key: slot for slot in survey.odd}
+        for key, record in survey.unlisted.items():
+            current = await read_record(self._context, record.stream_id)
+            if current is not None and current.generation == record.generation and not current.status.is_terminal:
+                # An entry of a later generation is that of a create under way, or of one that died or lost.
+                slot = listed.get(key)
+                stale = slot is not None and now - slot.time > self._context.config.retention.orphan
+                named = generation_of(slot) if slot is not None and stale else ""
+                await put_active(self._context, current.job, over=named)
 
-    async def _sweep_logs(self, logs: dict[str, int], records: dict[str, JobRecord]) -> None:
+    async def _sweep_logs(self, nameless: set[tuple[str, str]]) -> None:
         """Logs that no record names: a create that died, a generation that was replaced, a job that expired."""
         subjects, events = self._context.subjects, self._context.link.events
-        found = {(parts[0], parts[1]) for name in logs if (parts := subjects.split_event(name)) is not None}
-        named = {(record.stream_id, record.generation) for record in records.values()}
-        self._gone &= found
+        self._gone &= nameless
         now = (await patiently(events.state, limit=self._context.patience)).now
-        for stream_id, generation in found - named - self._gone:
+        for stream_id, generation in nameless - self._gone:
             newest = await patiently(
                 partial(events.last, subjects.scope(stream_id, generation)), limit=self._context.patience
             )

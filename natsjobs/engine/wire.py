@@ -196,11 +196,16 @@ def decode_object(body: bytes) -> dict[str, Any] | None:
     """A JSON object that somebody sent or stored; ``None`` for anything else, also for what cannot be written again."""
     try:
         found = _object_decoder.decode(body)
-        if body.count(b"[") + body.count(b"{") > _DEEPEST:
+        if not is_shallow(body):
             _check_depth(body)
     except (*UNREADABLE, InvalidEventError):
         return None
     return found
+
+
+def is_shallow(body: bytes) -> bool:
+    """Whether JSON has too few brackets to be nested too deeply; with more it may be all the same."""
+    return body.count(b"[") + body.count(b"{") <= _DEEPEST
 
 
 # -- building bodies ------------------------------------------------------------------------------------------------

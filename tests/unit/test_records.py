@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -89,3 +89,37 @@ async def test_a_replica_that_lags_or_fails_is_asked_again_and_then_the_leader(l
     bucket.answer = fail
     assert len(await Records(link, patience=5.0, give_up=5.0).list(KEYS)) == 70
     assert bucket.asked == {"barrier": 8, "page": 7, "leader": 70}
+
+
+async def test_nothing_that_stays_is_missed_while_it_is_visited(link: MemoryLink) -> None:
+    """Keys change, go and come between the pages, some of them large: each that stays is handed over once."""
+    append, key = link.records.append, "$KV.natsjobs_jobs.job.j{}".format
+    for number in range(MANY):
+        await append(key(number), b"%d" % number + b"x" * (400_000 if number % 50 == 7 else 0))
+    bucket = Bucket(link.records)
+    link._records = bucket  # type: ignore[assignment]
+    found, pages = Counter[str](), 0
+
+    def take(page: Iterable[Message]) -> None:
+        nonlocal pages
+        pages += 1
+        found.update(message.subject for message in page)
+
+    ask, number = bucket.newest, 0
+
+    async def newest(names: Sequence[str]) -> list[Message] | None:
+        nonlocal number
+        for _ in range(5):
+            number = (number + 3) % MANY  # 7 and 3: all of them, sooner or later
+            if number % 10 == 0:
+                await append(key(number), b"", marker=True, ttl=3600)
+            else:
+                await append(key(number), b"again")
+            await append(key(f"new{number}"), b"new")
+        return await ask(names)
+
+    bucket.newest = newest  # type: ignore[method-assign]
+    await Records(link, patience=5.0, give_up=5.0).visit(KEYS, take)
+    assert pages > 3
+    assert {key(number) for number in range(MANY) if number % 10} <= found.keys()
+    assert set(found.values()) == {1}
