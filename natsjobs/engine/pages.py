@@ -13,7 +13,6 @@ import asyncio
 import math
 from collections import deque
 from copy import copy
-from functools import partial
 from typing import TypeAlias
 from weakref import ReferenceType, WeakValueDictionary, ref
 
@@ -72,15 +71,16 @@ class Pages:
         key = replay.state
         page = self._pages.get(key)
         if page is None:
-            page = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            page = loop.create_future()
             reading = self._fetch(key, copy(replay), ref(page))
             try:
                 task = self._context.tasks.spawn(reading, f"natsjobs page {self._log}")
             except RuntimeError:
                 raise NotOpenError(_CLOSED) from None
             self._pages[key] = page
-            give_up = partial(page.get_loop().call_soon_threadsafe, task.cancel)  # a collector runs in any thread
-            self._tasks[task] = ref(page, lambda _: give_up())
+            # A collector runs in any thread.
+            self._tasks[task] = ref(page, lambda _: loop.call_soon_threadsafe(task.cancel))
             task.add_done_callback(self._tasks.pop)
         return page
 

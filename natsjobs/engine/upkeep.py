@@ -237,7 +237,7 @@ class Upkeep:
         ended = 0
         for owner, runs in by_owner.items():
             if owner == own:
-                missing = runs
+                missing = [run for run in runs if run not in self._runs.owned]  # by now
             elif owner in alive:
                 missing = await self._liveness.missing_runs(owner, runs) or []
             else:
