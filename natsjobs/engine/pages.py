@@ -13,6 +13,7 @@ import asyncio
 import math
 from collections import deque
 from copy import copy
+from functools import partial
 from typing import TypeAlias
 from weakref import ReferenceType, WeakValueDictionary, ref
 
@@ -81,7 +82,7 @@ class Pages:
             self._pages[key] = page
             # A collector runs in any thread.
             self._tasks[task] = ref(page, lambda _: loop.call_soon_threadsafe(task.cancel))
-            task.add_done_callback(self._tasks.pop)
+            task.add_done_callback(partial(self._ended, key, ref(page)))
         return page
 
     def close(self) -> None:
@@ -90,20 +91,26 @@ class Pages:
             task.cancel()
 
     async def _fetch(self, key: tuple[object, ...], replay: Replay, wanted: _Wanted) -> None:
-        read: Page | Exception = NotOpenError(_CLOSED)
         try:
             read = self._decoded(await self._messages(replay.seq + 1), replay)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-            read = error
-        finally:
+            self._fail(key, wanted, error)
+        else:
             if (page := wanted()) is not None:
-                if isinstance(read, Exception) or not read.batches or read.verdict is not None:
+                if not read.batches or read.verdict is not None:
                     self._pages.pop(key, None)
-                if isinstance(read, Exception):
-                    page.set_exception(read)
-                    page.exception()  # seen, also when nobody waits any more
-                else:
-                    page.set_result(read)
+                page.set_result(read)
+
+    def _ended(self, key: tuple[object, ...], wanted: _Wanted, task: asyncio.Task[None]) -> None:
+        """Also one that was cancelled before it began."""
+        del self._tasks[task]
+        self._fail(key, wanted, NotOpenError(_CLOSED))
+
+    def _fail(self, key: tuple[object, ...], wanted: _Wanted, error: Exception) -> None:
+        if (page := wanted()) is not None and not page.done():
+            self._pages.pop(key, None)
+            page.set_exception(error)
+            page.exception()  # seen, also when nobody waits any more
 
     async def _messages(self, seq: int) -> list[Message]:
         events, limit = self._context.link.events, self._context.patience

@@ -98,8 +98,8 @@ class Looks:
 
     @property
     def alone(self) -> bool:
-        """Whether this look, as every twenty-fifth, is made at the leader, whatever a replica would say."""
-        return self._step % 25 == 11  # one that proves: that is an index for the leader, no search
+        """Whether this look, as every tenth, is made at the leader, whatever a replica would say."""
+        return self._step % 10 == 6  # one that proves: that is an index for the leader, no search
 
     def again(self) -> None:
         """Attached, or repaired a gap: the next look comes soon."""

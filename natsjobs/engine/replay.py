@@ -116,14 +116,15 @@ class Replay:
 
     def feed(self, seq: int, entry: wire.Entry | None, *, end: bool) -> Batch | Verdict:
         """Take one message of the log. ``end``: it came on the subject of terminal records."""
-        if seq > self.seq:
+        newer = seq > self.seq
+        if newer:
             self.seq = seq
         if entry is None:
             return Verdict.NOTHING
         kind = entry.type
         if kind == "part" and not end:
             return self._feed_part(seq, entry)
-        if kind != "part":
+        if kind != "part" and newer:  # what comes late, live or once more, is before the pieces, not between them
             self._part = None
         if end:
             return self._feed_end(entry)

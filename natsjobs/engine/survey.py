@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -103,6 +104,7 @@ class _Record(Job, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
     user_message: _Words | None = None
     write: str | None = None
     final_seq: int | None = None
+    trace: Any = None
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):

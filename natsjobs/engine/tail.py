@@ -8,7 +8,7 @@ The live path loses messages in ordinary operation (a deposed leader never repub
 node delivers nothing and nobody notices), so it is only a hint. What makes the window complete is the *look*: is there
 a message after the last one seen? It happens on attach, after every gap, reconnect and wake-up, once more soon after
 each of these, and ever more rarely while nothing comes (A7). What is read is read at the leader; that there is nothing
-to read a replica may say, to many tails at once (``lookout``), but at every twenty-fifth look in a row the leader.
+to read a replica may say, to many tails at once (``lookout``), but at every tenth look in a row the leader.
 A terminal record that arrives live is believed only after it was read from the log (B10). Who may not look does not
 know whether there is more: that is told to readers that have nothing else (``denied``), until a look succeeds.
 """
@@ -67,8 +67,8 @@ class Tail:
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = self._closed = False
-        self._looks = Looks(context.config.timing.look)
         self._repairing = False  # the look under way is not the schedule's
+        self._looks = Looks(context.config.timing.look)
         self._interests: list[Interest] = []
         self._forget_reconnect: Callable[[], None] | None = None
         self._opening: asyncio.Future[None] | None = None
@@ -128,7 +128,8 @@ class Tail:
             # One by one: what a cancellation leaves behind has to be known. Nothing is waited for before the newest
             # message is here: it was asked for behind them.
             self._interests.append(await bus.subscribe(live, self._on_live, sure=False))
-            self._interests.append(await bus.subscribe(self._subjects.wake(self.stream_id), self._on_wake, sure=False))
+            woken = self._subjects.wake(self.stream_id)
+            self._interests.append(await bus.subscribe(woken, lambda _: self.look_now(), sure=False))
             await self._find_tail()
             for interest in self._interests:
                 await interest.confirm()
@@ -195,17 +196,14 @@ class Tail:
         if self.is_over:
             return
         if self._held is None:
-            self._feed_live(message)
+            if not self._follows_on(message):
+                self.look_now()
         elif self.opened and not self._doubtful and self._follows_on(message):
             pass  # a look may stand in line for seconds: nobody waits for it who need not
         elif len(self._held) < _HELD:
             self._held.append(message)
         else:
             self._again = True
-
-    def _feed_live(self, message: Incoming) -> None:
-        if not self._follows_on(message):
-            self.look_now()
 
     def _follows_on(self, message: Incoming) -> bool:
         """Take it in; ``False``: it does not go on from what is here, or ends it: only a look tells."""
@@ -231,9 +229,6 @@ class Tail:
                 hub.add(measures.GAPS)
             return False
         return True
-
-    def _on_wake(self, _: Incoming) -> None:
-        self.look_now()
 
     def _on_reconnect(self) -> None:
         self._doubtful = self._repairing = True  # perhaps to a server that has lost, or restored, its store
@@ -326,7 +321,10 @@ class Tail:
         """Hand on what arrived live during a look."""
         held, self._held = self._held or [], None
         for message in held:
-            self._feed_live(message)
+            if self.is_over:
+                break
+            if not self._follows_on(message):
+                self.look_now()
             if self._held is not None:  # that one revealed a gap: a new look holds the rest
                 break
 
@@ -336,11 +334,13 @@ class Tail:
             seq = self._replay.seq + 1
             hub.add(measures.LOOKS)
             message = await self._events.next(self.scope, seq)
-            if message is None:
-                return
+            if message is None or (message.seq <= self._replay.seq and not self._held):
+                return  # that came live meanwhile, as all before it: nothing is missing
             await self._take_in(message)
             while page := await self._events.page(self.scope, self._replay.seq + 1):
                 hub.add(measures.PAGES)
+                if page[-1].seq <= self._replay.seq and not self._held:
+                    return
                 for stored in page:
                     await self._take_in(stored)
                 if self.terminal is not None or self.lost is not None or self._closed:

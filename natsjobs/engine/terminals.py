@@ -1,8 +1,8 @@
 """How a log stands: read from its newest message, at the leader.
 
 Owns the meaning of a newest message (a terminal record, a tombstone, somebody else's bytes), joining a final event that
-was stored in pieces, and the form in which readers get an end. It writes nothing, and what it reads may be old (B3):
-only an append decides.
+was stored in pieces, whether a log still reaches as far as it did, and the form in which readers get an end. It writes
+nothing, and what it reads may be old (B3): only an append decides.
 """
 
 from __future__ import annotations

@@ -207,6 +207,8 @@ class Upkeep:
         """Lists and graphs of jobs that nobody has any more, or that never came to be; owned here or not."""
         nameless = {name for name in self._content.named | self._runs.ledger.named if name not in records}
         for stream_id in nameless & self._nameless:  # one look would take a list that was set before its job began
+            if self._runs.local(stream_id, None) is not None:
+                continue  # it has begun since the records were read
             self._content.forget(stream_id)
             self._runs.ledger.forget(stream_id)
         self._nameless = nameless
@@ -222,9 +224,14 @@ class Upkeep:
                 return int(await mark_ended(self._context, record.stream_id, record.generation, terminal) is not None)
         if limit > 0 and now - record.time > limit and record.run not in self._runs.owned:
             idle = await self._idle_time(record.stream_id, record.generation)
-            if idle is None or idle > limit:
+            if (idle is None or idle > limit) and await self._is_as_seen(record):
                 return int(await self._end_expired(record.stream_id, record.generation))
         return 0
+
+    async def _is_as_seen(self, record: Seen) -> bool:
+        """Whether a record has not changed since it was looked at: activity is noted there, too."""
+        current = await read_record(self._context, record.stream_id)
+        return current is not None and current.revision == record.seq
 
     async def _sweep_owners(self, running: list[Seen], alive: set[str]) -> int:
         """Owners without a lease are judged; runs that a living owner does not have are over (A4)."""

@@ -2,9 +2,10 @@
 
 Owns who is asked for together with whom, and when an answer to many is as good as a leader read. The leader is asked
 how far the stream is (the barrier), after everybody of the group has come; then any replica for the newest messages. It
-is believed when it is as far as the barrier: it holds everything that was acknowledged before any of them asked. One
-that lags is asked again some milliseconds later. What is too much for one answer comes in parts, and who has his from
-the first part does not wait for the last one.
+is believed when it is as far as the barrier: it holds everything that was acknowledged before any of them asked. (What
+an operator purges, or a stream that is made anew, has no sequence of its own: that a replica may know a moment later.)
+One that lags is asked again some milliseconds later. What is too much for one answer comes in parts, and who has his
+from the first part does not wait for the last one.
 
 Nothing is concluded from what is missing in an answer, and there are no errors here: who gets no message asks the
 leader himself, and so does the whole group when the barrier or a replica cannot be had, and everybody for some seconds

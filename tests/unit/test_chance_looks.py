@@ -23,8 +23,8 @@ _T = TypeVar("_T")
 _ASKED = {"next", "last", "page", "newer"}
 _SLOWEST = 5.0
 _EVENTS = 60
-_BIG = 3_000
-"""Bytes and more: in pieces."""
+_BIG = 30_000
+"""Bytes and more: in pieces, the others not."""
 _SILENCE = 90.0
 """After so long everything is there, by a look or two: each of them may need several answers."""
 
@@ -43,6 +43,23 @@ class Slow:
         found = await answer
         await asyncio.sleep(self._chance.choice([0.0, 0.01, 0.3, _SLOWEST]) * self._chance.random())
         return found
+
+
+class Halting:
+    """A stream of an owner that pauses between the pieces of an event."""
+
+    def __init__(self, stream: Any, chance: random.Random) -> None:
+        self._stream, self._chance = stream, chance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def append(self, subject: str, body: bytes, **options: Any) -> int:
+        """Some of them are late."""
+        if b'"part"' in body:
+            await asyncio.sleep(self._chance.choice([0.0, 0.0, 0.01, 1.0]) * self._chance.random())
+        stored: int = await self._stream.append(subject, body, **options)
+        return stored
 
 
 class Lossy:
@@ -70,10 +87,11 @@ class Lossy:
 
 async def _reads_all(seed: int) -> None:
     chance = random.Random(seed)
-    system = MemorySystem(max_payload=2_048)
+    system = MemorySystem(max_payload=8_192)
     config = Config(timing=Timing(linger=0.0, linger_unwatched=0.0))
     store = MemoryJobStore(config, system=system)
     owner = MemoryEventTransport(store)
+    store.link._events = Halting(store.link.events, chance)  # type: ignore[assignment]
     viewing = MemoryJobStore(config, system=system)
     link: MemoryLink = viewing.link
     live, lost = Subjects(system.namespace).live_prefix, chance.choice([0, 0.1, 0.5])
