@@ -129,12 +129,13 @@ async def test_b11_a_purged_stream_is_noticed_by_the_next_look_of_all(many: Time
         def looks() -> int:
             return sum(scopes <= set(json.loads(msg.data).get("multi_last", ())) for msg in asked)
 
-        await eventually(lambda: looks() == 3)  # the second of them asks for what is known
+        await eventually(lambda: looks() >= 3)  # the second of them asks for what is known, and then the seventh
+        before = looks()
         await many.api(f"STREAM.PURGE.{many.subjects.events_stream}")
         await lost(one)
         await lost(other)
         await known(strange)
-        assert looks() == 4
+        assert before < looks() <= before + 2 < 7  # one may have been under way
 
 
 async def test_b11_a_tombstone_under_a_reader_is_the_end_of_its_history(backend: NatsBackend) -> None:

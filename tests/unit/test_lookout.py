@@ -274,6 +274,26 @@ def test_when_the_stream_does_not_go_on_everything_has_to_be_found_again(clock: 
     play(clock, scene)
 
 
+def test_looks_that_overlap_when_the_stream_does_not_go_on_prove_it_all(clock: Virtual) -> None:
+    """Who was asked about while another look found it out has not forgotten what he knew: the next one proves it."""
+
+    async def scene(here: Scene) -> None:
+        some, others = ([here.follower(f"{name}{n}") for n in range(2)] for name in "ab")
+        late = here.follower("late")
+        for _ in range(2):
+            await here.look(*some, *others)
+        for gone in (some[1], others[1], late):
+            here.lose(gone)
+        here.append("noise")
+        await asyncio.gather(here.lookout._look(some), here.lookout._look(others))
+        await here.look(*some, *others)
+        for kept, gone in (some, others):
+            assert "proven" in kept.told
+            assert "doubt" in gone.told
+
+    play(clock, scene)
+
+
 def test_a_stream_that_was_purged_has_lost_everything(clock: Virtual) -> None:
     """It still says what its newest message was."""
 

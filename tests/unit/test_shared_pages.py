@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from waiting import eventually
+import pytest
+from waiting import eventually, soon
 
-from natsjobs import Config
+from natsjobs import Config, NotOpenError
 from natsjobs.engine.context import Context
-from natsjobs.engine.pages import Ahead, Pages
+from natsjobs.engine.pages import Ahead, Pages, page_of
+from natsjobs.engine.replay import Replay
 from natsjobs.memory import MemorySystem
 
 
@@ -34,6 +36,24 @@ class Log:
         """Nothing."""
 
 
+async def turns() -> None:
+    """More of the loop than it takes to give up a page."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_reader_is_told_when_it_is_closed_in_the_turn_in_which_it_asks() -> None:
+    """The reading is cancelled before it has begun."""
+    link = MemorySystem().link()
+    context = Context(link, Config())
+    pages = Pages(context, "s", "g")
+    asked = pages.ask(Replay(0, 0))
+    pages.close()
+    with pytest.raises(NotOpenError):
+        await soon(page_of(asked))
+    await context.tasks.close()
+
+
 async def test_a_page_is_read_as_long_as_somebody_wants_it() -> None:
     """Whoever goes takes nothing from the others; when the last is gone it is given up, and read anew for the next."""
     link = MemorySystem().link()
@@ -45,12 +65,12 @@ async def test_a_page_is_read_as_long_as_somebody_wants_it() -> None:
     second.foresee(0, 0)
     await asyncio.sleep(0)
     first.drop()
-    await asyncio.sleep(0)
+    await turns()
     assert (log.asked, log.given_up) == (1, 0)
     waiting = asyncio.ensure_future(third.read(0, 0))
     await asyncio.sleep(0)
     second.drop()
-    await asyncio.sleep(0)
+    await turns()
     assert (log.asked, log.given_up) == (1, 0)
     waiting.cancel()
     await asyncio.wait([waiting])
