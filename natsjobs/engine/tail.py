@@ -334,13 +334,11 @@ class Tail:
             seq = self._replay.seq + 1
             hub.add(measures.LOOKS)
             message = await self._events.next(self.scope, seq)
-            if message is None or (message.seq <= self._replay.seq and not self._held):
-                return  # that came live meanwhile, as all before it: nothing is missing
+            if message is None:
+                return
             await self._take_in(message)
             while page := await self._events.page(self.scope, self._replay.seq + 1):
                 hub.add(measures.PAGES)
-                if page[-1].seq <= self._replay.seq and not self._held:
-                    return
                 for stored in page:
                     await self._take_in(stored)
                 if self.terminal is not None or self.lost is not None or self._closed:
