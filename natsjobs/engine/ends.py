@@ -18,7 +18,7 @@ import heapq
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from weakref import WeakValueDictionary
 
 from natsjobs.engine import wire
@@ -42,10 +42,18 @@ _SETTLED = 2
 class Ends:
     """All watched generations of one replica."""
 
-    def __init__(self, context: Context, written: Callable[[str, str], float]) -> None:
-        """``written``: when this replica last stored an event of a generation, monotonic; 0: never."""
+    def __init__(
+        self,
+        context: Context,
+        written: Callable[[str, str], float],
+        ending: Container[tuple[str, str]] = frozenset(),
+    ) -> None:
+        """``written``: when this replica last stored an event of a generation, monotonic; 0: never.
+
+        ``ending``: those whose end this replica is storing: it will know at once which one stands.
+        """
         self._context = context
-        self._written = written
+        self._written, self._ending = written, ending
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         # A heap of those who look together: a watch is stale there that is due at another time by now.
@@ -246,6 +254,11 @@ class Ends:
         before, watch.looked = watch.looked, max(watch.looked, self._written(*watch.key))
         return watch.looked > before
 
+    def heard(self, watch: _Watch) -> None:
+        """Something came live."""
+        if watch.key not in self._ending:
+            self.look_now(watch)
+
     def look_now(self, watch: _Watch) -> None:
         """Something came, or may have come; whether it is true says the log."""
         if not watch.looking and not watch.closed:
@@ -310,4 +323,4 @@ class _Watch:
 
     def hear(self, _: Incoming) -> None:
         """Something came live; whether it is true says the log."""
-        self._ends.look_now(self)
+        self._ends.heard(self)

@@ -69,12 +69,14 @@ class Runs:
     def __init__(self, context: Context, ledger: Ledger, audience: Audience) -> None:
         """Empty."""
         self._context, self.ledger, self._audience = context, ledger, audience
-        self.ends = Ends(context, self._written)
+        self._ending = set[tuple[str, str]]()
+        self.ends = Ends(context, self._written, self._ending)
         self.owned: dict[tuple[str, str], Run] = {}
         # Logs that this replica ended: (monotonic due time, id, generation).
         self.retired: deque[tuple[float, str, str]] = deque(maxlen=_RETIRED)
         self.over: dict[str, float] = {}  # stream id of a run that ended here -> when its live objects go, monotonic
         self.unstored: dict[tuple[str, str], End] = {}
+        self._repairs: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._seldom = Seldom()
         self._writers = Writers()
         self._newest: dict[str, str] = {}
@@ -226,6 +228,7 @@ class Runs:
             if key in self.owned:
                 with contextlib.suppress(UnavailableError):
                     await self.ledger.record_listed(stream_id, generation)
+                self._ending.add(key)  # its acknowledgement says more than what is heard of an end meanwhile
             appender = await self._open(stream_id, generation)
             terminal = appender if isinstance(appender, wire.Terminal) else await appender.finish(end)
         except (UnavailableError, EventTooLargeError, asyncio.CancelledError) as error:
@@ -238,6 +241,8 @@ class Runs:
             gone = wire.Terminal(EventType(end.kind), 0, 0, "", end.reason, None, end.data)
             await mark_ended(self._context, stream_id, generation, gone)
             raise
+        finally:
+            self._ending.discard(key)
         self.unstored.pop(key, None)
         self.seen_end(stream_id, generation, terminal)
         if isinstance(appender, Appender) and terminal.writer == appender.writer:
@@ -255,10 +260,13 @@ class Runs:
     async def mark_ended(self, stream_id: str, generation: str, terminal: wire.Terminal) -> JobRecord | None:
         """As ``jobs.mark_ended``; a refused record waits for somebody's sweep, for the log has decided already."""
         try:
-            return await mark_ended(self._context, stream_id, generation, terminal)
+            record = await mark_ended(self._context, stream_id, generation, terminal)
         except (StreamFullError, PermissionDeniedError) as error:
             _log.warning("the record of %s does not say yet that it ended: %s; a sweep repairs it", stream_id, error)
             return None
+        if (repair := self._repairs.pop((stream_id, generation), None)) is not None:
+            repair.cancel()
+        return record
 
     def seen_end(self, stream_id: str, generation: str, terminal: wire.Terminal | None) -> None:
         """The terminal record was seen, whoever wrote it (``None``: the log is gone)."""
@@ -272,12 +280,16 @@ class Runs:
             self.over[stream_id] = time.monotonic() + self._context.config.retention.finished
         self.disown(stream_id, generation, terminal)
         self.ends.fire(stream_id, generation, terminal)
-        if terminal is not None and concerned:
-            self._context.spawn(self._repair(stream_id, generation, terminal), f"natsjobs repair {stream_id}")
+        if terminal is not None and concerned and key not in self._repairs:
+            after = _REPAIR_AFTER * random.uniform(1, 1.5)  # noqa: S311 - replicas see an end together
+            self._repairs[key] = asyncio.get_running_loop().call_later(after, self._begin_repair, *key, terminal)
+
+    def _begin_repair(self, stream_id: str, generation: str, terminal: wire.Terminal) -> None:
+        self._repairs.pop((stream_id, generation), None)
+        self._context.spawn(self._repair(stream_id, generation, terminal), f"natsjobs repair {stream_id}")
 
     async def _repair(self, stream_id: str, generation: str, terminal: wire.Terminal) -> None:
         """Whoever wrote the end may have died before the record said so."""
-        await asyncio.sleep(_REPAIR_AFTER * random.uniform(1, 1.5))  # noqa: S311
         try:
             await mark_ended(self._context, stream_id, generation, terminal)
         except NatsJobsError as error:
@@ -359,6 +371,9 @@ class Runs:
             writer.release(closed)
         for key in list(self.owned):
             self.disown(*key)
+        for repair in self._repairs.values():
+            repair.cancel()
+        self._repairs.clear()
         self._newest.clear()
         self._watched.clear()
         self._writers.clear()
