@@ -54,7 +54,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     id_bytes: int = 256
     """Longest id, in bytes of its UTF-8 form before escaping (at most 256: a NATS control line has 4,096)."""
     record_bytes: int = 262_144
-    """Largest job record; ``metadata`` and ``user_message`` above it are refused (B7)."""
+    """Largest job record, and at most half of the server's ``max_payload``; ``metadata`` and ``user_message`` above it
+    are refused (B7)."""
     queue_events: int = 1024
     """Events that wait in one run before ``emit`` waits for room."""
     queue_bytes: int = 4_194_304
@@ -88,7 +89,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     What reads the log without subscribing (resume states, content, counts of events) may be this much behind what was
     emitted, and so much more is lost with an owner that dies; ``flush`` stores everything."""
     request: float = 5.0
-    """One request to NATS."""
+    """One request to NATS. Reads are tried for four times as long, which outlasts an election."""
     abort: float = 2.0
     """How long an abort waits for the owner before it ends the job itself."""
     give_up: float = 60.0

@@ -87,7 +87,7 @@ class EventReader(Protocol):
 
     @property
     def job(self) -> Job:
-        """The job as it was when the reader was entered (with ``follow``: of the generation being read)."""
+        """The newest job when the reader was entered; with ``follow``: when it entered the generation that it reads."""
         ...
 
     @property
@@ -180,11 +180,11 @@ class JobStore(Protocol):
         ...
 
     async def get_job_count(self) -> int:
-        """How many jobs there are, exact at one moment between call and return."""
+        """How many jobs there are, exact for all that do not come or go between call and return."""
         ...
 
     async def get_job_count_by_status(self, status: JobStatus | str) -> int:
-        """How many jobs have this status, exact at one moment between call and return."""
+        """How many jobs have this status, exact for all that do not change between call and return."""
         ...
 
     async def cleanup(self) -> int:
@@ -375,7 +375,7 @@ class EventTransport(Protocol):
         ...
 
     async def count_subscribers(self, stream_id: str) -> int:
-        """Subscribers on all replicas; may take 0.3 s. Raises UnavailableError when NATS does not answer."""
+        """Subscribers on all replicas that answer within 0.3 s. Raises UnavailableError when NATS does not answer."""
         ...
 
     async def count_events(self, stream_id: str, *, generation: str | None = None) -> int:

@@ -65,7 +65,6 @@ class HandlerSubscription:
         self._handlers, self._new_reader, self._forget = handlers, reader, forget
         self._reader: LogReader | None = None
         self._tasks = Tasks()
-        self._task: asyncio.Task[None] | None = None
         self._left = self._calling = False
         self.joined = False
         """Whether it counts as a subscriber: ``forget`` has to undo that."""
@@ -88,7 +87,7 @@ class HandlerSubscription:
             NotOpenError: Whoever owns it has closed it meanwhile.
         """
         self._check()
-        self._task = self._tasks.spawn(self._run(), name="the handlers of a subscription")
+        self._tasks.spawn(self._run(), name="the handlers of a subscription")
 
     def _check(self) -> None:
         if self._left:

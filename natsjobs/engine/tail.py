@@ -325,7 +325,7 @@ class Tail:
                 break
             if not self._follows_on(message):
                 self.look_now()
-            if self._held is not None:  # that one revealed a gap: a new look holds the rest
+            if self._held is not None:  # that one revealed a gap: a new look reads the rest
                 break
 
     async def _read_on(self) -> None:

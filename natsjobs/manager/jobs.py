@@ -233,7 +233,11 @@ class JobManager:
         return await self._store.get_active_job_ids_by_user(user_id, tenant_id=tenant_id)
 
     async def count_subscribers(self, stream_id: str) -> int:
-        """Subscribers on all replicas; may take 0.3 s. Raises UnavailableError when NATS does not answer."""
+        """Subscribers on all replicas that answer within 0.3 s; only those here, if the others may not be asked.
+
+        Raises:
+            UnavailableError: NATS does not answer.
+        """
         self._require_open()
         return await self._transport.count_subscribers(stream_id)
 

@@ -22,7 +22,9 @@ class MemoryJobStore(EngineStore):
         settings = config or Config.from_env()
         if system is not None and system.namespace != settings.namespace:
             raise ConfigError("namespace", f"{settings.namespace!r} is not the system's, {system.namespace!r}")
-        self.system = system or MemorySystem(settings.namespace, settings.retention.log)
+        self.system = system or MemorySystem(
+            settings.namespace, settings.retention.log, max_bytes=settings.max_bytes or -1
+        )
         self.link = self.system.link()
         super().__init__(Replica(self.link, settings))
 

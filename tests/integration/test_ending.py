@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -29,7 +28,8 @@ async def test_an_owner_that_ends_its_job_asks_for_nothing_twice(
 
         await owner.store.end_job("ended", generation=jobs[0].generation, status="complete")
         monkeypatch.setattr(runs, "_REPAIR_AFTER", 0.5)  # what is repaired then comes later than this one's would
-        newest = await admin.jetstream().get_last_msg(many.subjects.events_stream, many.subjects.log("orphan", jobs[1].generation))
+        log = many.subjects.log("orphan", jobs[1].generation)
+        newest = await admin.jetstream().get_last_msg(many.subjects.events_stream, log)
         body = wire.end_body("done", 1, "w", previous=newest.seq or 0, reason=None, request=None, data=b"null")
         await admin.request(orphan, body)
         await eventually(lambda: times(records[1]) == 1, within=20.0)

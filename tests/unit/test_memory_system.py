@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import natsjobs
 from natsjobs.engine.ports import Incoming, NoReplyError, NoRespondersError, WrongSequenceError
 from natsjobs.engine.subjects import Subjects
 from natsjobs.errors import StreamFullError, UnavailableError
@@ -217,6 +218,22 @@ async def test_a_full_stream_refuses_and_stores_nothing() -> None:
     assert (state.last_seq, state.max_bytes) == (1, 1000)
     clock.now += 61
     assert await link.events.append(LOG, b"x" * 600) == 2
+
+
+async def test_the_limit_of_the_settings_holds_in_memory_too() -> None:
+    """Whoever tries in memory what happens when the stream is full sees it."""
+
+    async def too_much(run: natsjobs.JobRun) -> None:
+        for _ in range(40):
+            await run.emit("x" * 32_768)
+            await run.flush()
+
+    async with natsjobs.connect("memory://", config=natsjobs.Config(max_bytes=1_048_576)) as jobs:
+        await jobs.spawn("s", too_much, user_id="alice")
+        async with jobs.subscribe("s") as events:
+            end = [event async for event in events][-1]
+    assert end.type == "error"
+    assert "max_bytes of 1,048,576" in end.data
 
 
 async def test_a_lease_that_is_renewed_for_long_takes_no_memory(system: MemorySystem, clock: Clock) -> None:

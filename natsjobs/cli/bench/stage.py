@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from natsjobs.cli.bench.servers import Process, Server
 
 Figures: TypeAlias = dict[str, float]
-"""What was measured, by column; see ``columns``."""
+"""What was measured, by column: ``catalog.COLUMNS`` says what each means."""
 
 _numbers = itertools.count()
 
