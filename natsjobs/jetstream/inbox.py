@@ -257,6 +257,14 @@ class WireInterest:
         if not self.active:
             await self.unsubscribe()
 
+    async def again(self) -> None:
+        """Subscribe once more on the same connection: the server has dropped it."""
+        tap, self._tap = self._tap, None
+        on, self._on = self._on, None
+        if tap is not None and on is not None:
+            await tap.unsubscribe(on)
+            await self.attach(tap)
+
     async def unsubscribe(self) -> None:
         """Stop; twice is fine. The handler is not called any more, from the moment of the call on."""
         self.active = False
