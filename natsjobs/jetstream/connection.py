@@ -81,10 +81,7 @@ class Connection:
         return self._since if self._tap is not None and self._tap.nc.is_connected else None
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after every reconnect, and when a given connection was closed; the function removes it.
-
-        It is as after a reconnect when the server drops subscriptions of a connection, and takes them again.
-        """
+        """Call back after every reconnect, and what is like one, as the port says; the function removes it."""
         key = object()
         self._callbacks[key] = callback
 
