@@ -259,9 +259,9 @@ class WireInterest:
 
     async def again(self) -> None:
         """Subscribe once more on the same connection: the server has dropped it."""
-        tap, self._tap = self._tap, None
-        on, self._on = self._on, None
+        tap, on = self._tap, self._on
         if tap is not None and on is not None:
+            self._tap = self._on = None
             await tap.unsubscribe(on)
             await self.attach(tap)
 
