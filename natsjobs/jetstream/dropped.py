@@ -53,7 +53,7 @@ class Dropped:
             if (tap := self._tap()) is None:
                 self._refused.clear()  # nats-py makes all of them with the next connection, and is told then
             elif dropped := self._take():
-                _log.info("NATS has dropped subscriptions for want of a permission; %d are made again", len(dropped))
+                _log.warning("NATS has dropped subscriptions for want of a permission; %d are made again", len(dropped))
                 with translated("subscribing again"):
                     for interest in dropped:
                         await interest.again()
