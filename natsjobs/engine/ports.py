@@ -327,7 +327,8 @@ class Link(Protocol):
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back after every reconnect, once requests can be sent again; the returned function removes it.
 
-        Also once when the connection was given and is closed for good: whoever looks then gets ConnectionLostError.
+        So it does when interests that the server had dropped are heard again (a permission came back). Also once when
+        the connection was given and is closed for good: whoever looks then gets ConnectionLostError.
         """
         ...
 

@@ -109,7 +109,7 @@ class Dialer:
             trouble.append(text)
             if any(word in text.lower() for word in _REFUSED):  # leaves `connect`, which would try for ever
                 raise UnavailableError(f"NATS refused the connection: {text}; check the credentials")
-            if isinstance(error, ssl.SSLError) or any(word in text.lower() for word in _TLS):
+            if is_about_tls(error):
                 raise UnavailableError(
                     f"no TLS connection: {text}; check the address, the authority that is trusted (CA), "
                     "and whether the server wants a certificate of the client"
@@ -174,6 +174,13 @@ class Dialer:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def is_about_tls(error: Exception) -> bool:
+    """Whether it is TLS that failed. A socket that does not open is none of it, whatever words are in its text."""
+    if isinstance(error, OSError):
+        return isinstance(error, ssl.SSLError)
+    return any(word in str(error).lower() for word in _TLS)
 
 
 async def _discard(nc: Client) -> None:

@@ -19,6 +19,7 @@ from nats.aio.client import Client
 
 from natsjobs.errors import ConnectionLostError, NatsJobsError, NotOpenError, PermissionDeniedError, UnavailableError
 from natsjobs.jetstream.connecting import Dialer
+from natsjobs.jetstream.dropped import Dropped
 from natsjobs.jetstream.failing import Failing
 from natsjobs.jetstream.faults import RequestFailedError, translated
 from natsjobs.jetstream.inbox import Inbox, WireInterest, names
@@ -55,6 +56,8 @@ class Connection:
         self._interests: set[WireInterest] = set()
         self.forget: Callable[[WireInterest], None] = self._interests.discard
         self._callbacks: dict[object, Callable[[], None]] = {}
+        self._dropped = Dropped(self._interests, lambda: self._tap if self.ready else None, self._call_back)
+        self._again: asyncio.Task[None] | None = None
         self._tasks = Tasks()
         self._recovering = False
         self._whole = False  # the connection was taken up, with all interests
@@ -78,7 +81,7 @@ class Connection:
         return self._since if self._tap is not None and self._tap.nc.is_connected else None
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after every reconnect, and when a given connection was closed; the function removes it."""
+        """Call back after every reconnect, and what is like one, as the port says; the function removes it."""
         key = object()
         self._callbacks[key] = callback
 
@@ -243,6 +246,8 @@ class Connection:
     def on_error(self, error: Exception) -> None:
         """A denied permission comes only here; it is told to the request that it was for, else to the log."""
         text = str(error)
+        if self._dropped.note(text) and (self._again is None or self._again.done()) and not self._tasks.closed:
+            self._again = self._tasks.spawn(self._dropped.make_again(), "natsjobs subscribe again")
         if "permissions violation" in text and not self._inbox.denied(text):
             for subject in [subject for subject in self._published if names(text, subject)]:
                 self._published.remove(subject)

@@ -12,6 +12,7 @@ import base64
 import re
 from collections import UserString
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -59,15 +60,19 @@ def check_url(url: str) -> None:
     """Refuse what is no address, before nats-py and urllib quote it with all that it holds.
 
     Raises:
-        ConfigError: It is none. ``url`` is shown, so it comes here without its user.
+        ConfigError: It is none, or needs what is not installed. ``url`` is shown, so it comes here without its user.
     """
+    scheme = ""
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
-        fine = parts.scheme in {"nats", "tls", "ws", "wss"} and bool(parts.hostname) and parts.port != 0
+        scheme = parts.scheme
+        fine = scheme in {"nats", "tls", "ws", "wss"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fine = False
     if not fine:
         raise ConfigError("servers", f"{url!r} is no address of a NATS server; give one like nats://localhost:4222")
+    if scheme in {"ws", "wss"} and find_spec("aiohttp") is None:
+        raise ConfigError("servers", f"{url!r} is a websocket, which nats-py does not open by itself; install aiohttp")
 
 
 def secrets_of(urls: Sequence[str], options: Mapping[str, Any]) -> list[str]:

@@ -257,6 +257,14 @@ class WireInterest:
         if not self.active:
             await self.unsubscribe()
 
+    async def again(self) -> None:
+        """Subscribe once more on the same connection: the server has dropped it."""
+        tap, on = self._tap, self._on
+        if tap is not None and on is not None:
+            self._tap = self._on = None
+            await tap.unsubscribe(on)
+            await self.attach(tap)
+
     async def unsubscribe(self) -> None:
         """Stop; twice is fine. The handler is not called any more, from the moment of the call on."""
         self.active = False
