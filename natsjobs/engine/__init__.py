@@ -16,7 +16,7 @@ A way through it, each line from what is called to what it stands on; every modu
 * end: ``aborts``, ``ends``, ``terminals``
 * by itself: ``liveness`` (leases, dead owners), ``upkeep`` and ``survey`` (the sweep)
 * who watches: ``presence``, ``census``, ``audience``
-* what callers ask: ``lists``, ``content_state``, ``ledger`` (token usage)
+* what callers ask: ``lists`` and ``moment``, ``content_state``, ``ledger`` (token usage)
 
 ``replica`` puts them together on one link.
 """

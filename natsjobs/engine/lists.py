@@ -6,15 +6,13 @@ but index entries that are stale.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 
 from natsjobs.engine.context import Context
-from natsjobs.engine.jobs import active_key, read_record, record_of
+from natsjobs.engine.jobs import active_key, job_key, record_of
+from natsjobs.engine.moment import Moment
 from natsjobs.engine.records import ConflictError
 from natsjobs.models import Job, JobStatus
-
-_AT_ONCE = 64
 
 
 class Lists:
@@ -39,21 +37,19 @@ class Lists:
 
     async def active(self, user_id: str, tenant_id: str | None) -> list[str]:
         """Stream ids of the user's jobs that have not ended; stale entries are removed on the way."""
-        subjects, records = self._context.subjects, self._context.records
-        listed = [
-            (parts[2], slot)
-            for slot in await records.list(subjects.records("active", user_id))
+        context, moment, subjects = self._context, Moment(self._context), self._context.subjects
+        listed = {
+            parts[2]: slot
+            for slot in await moment.matching(subjects.records("active", user_id))
             if (parts := subjects.split_record(slot.key)) is not None and len(parts) == 3
-        ]
+        }
         active: list[str] = []
-        for start in range(0, len(listed), _AT_ONCE):
-            part = listed[start : start + _AT_ONCE]
-            found = await asyncio.gather(*(read_record(self._context, stream_id) for stream_id, _ in part))
-            for (stream_id, slot), record in zip(part, found, strict=True):
-                if record is None or record.status.is_terminal or active_key(self._context, record.job) != slot.key:
-                    # Read after the entry, so the entry is stale; if a newer turn rewrites it, the revision saves it.
-                    with contextlib.suppress(ConflictError):
-                        await records.remove(slot.key, expect=slot.revision)
-                elif tenant_id in {None, record.job.tenant_id}:
-                    active.append(stream_id)
+        found = await moment.read([job_key(context, stream_id) for stream_id in listed])
+        for (stream_id, slot), record in zip(listed.items(), map(record_of, found), strict=True):
+            if record is None or record.status.is_terminal or active_key(context, record.job) != slot.key:
+                # Read after the entry, so the entry is stale; if a newer turn rewrites it, the revision saves it.
+                with contextlib.suppress(ConflictError):
+                    await context.records.remove(slot.key, expect=slot.revision)
+            elif tenant_id in {None, record.job.tenant_id}:
+                active.append(stream_id)
         return active

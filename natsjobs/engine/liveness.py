@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -38,7 +38,8 @@ from natsjobs.telemetry.listening import hub
 _log = logging.getLogger(__name__)
 
 _REAP_AT_ONCE = 16
-_ASK_ABOUT = 64  # runs in one ping: with the longest ids they fit into the smallest message
+_ASK_BYTES = 24_576
+"""Of runs in one ping: with what stands around them it fits into the smallest message, and so does the answer."""
 _OWNER_BYTES = 256  # as much as any id may have
 
 
@@ -211,8 +212,7 @@ class Liveness:
     async def missing_runs(self, owner: str, runs: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
         """Which of these runs a living owner does not have; ``None``: no valid answer (A4)."""
         subject, missing = self._context.subjects.owner(owner), list[tuple[str, str]]()
-        for start in range(0, max(1, len(runs)), _ASK_ABOUT):
-            asked = runs[start : start + _ASK_ABOUT]
+        for asked in _parts(runs):
             request = msgspec.json.encode({"op": "ping", "runs": asked})
             try:
                 reply = await self._context.link.bus.request(subject, request, timeout=max(self._pause, 0.2))
@@ -264,9 +264,22 @@ class Liveness:
         return ended
 
 
+def _parts(runs: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """As many as fit into one ping each; at least one part."""
+    part, size = list[tuple[str, str]](), 0
+    for run in runs:
+        more = len(msgspec.json.encode(run)) + 1
+        if part and size + more > _ASK_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(run)
+        size += more
+    yield part
+
+
 class _Pong(msgspec.Struct):
     replica: str
-    missing: list[tuple[str, str]] = []
+    missing: set[tuple[str, str]] = set()
 
 
 def _asked(runs: object) -> list[tuple[str, str]]:

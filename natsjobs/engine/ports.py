@@ -225,11 +225,11 @@ class Stream(Protocol):
         """
         ...
 
-    async def newer(self, filters: Sequence[str], seq: int) -> Newer | None:
+    async def newer(self, filters: Sequence[str], seq: int, *, batch: int = 2 * MOST_NEWEST) -> Newer | None:
         """As ``newest``, but of those alone that are at or after ``seq``, and with how far this replica was.
 
-        At most ``MOST_NEWEST`` filters, each of two subjects at most. ``None``: no replica said, or nothing matches at
-        all. Raises as ``next`` does.
+        At most ``MOST_NEWEST`` filters; the oldest ``batch`` messages come. ``None``: no replica said, or nothing
+        matches at all, or, of a thousand subjects and more, it is too much. Raises as ``next`` does.
         """
         ...
 

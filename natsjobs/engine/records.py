@@ -8,11 +8,13 @@ A list is complete for everything that existed when it was called: the newest me
 what a replica gives must reach it. A page of keys comes by one question, at the cost of these keys. For more the leader
 names the keys, by its index, and their values come a page of keys at a time, each page with the newest one of all in
 it, which says whether that replica has the barrier; what is too much for an answer comes by halves. A page by sequence
-costs what lies between and before: of 100,000 jobs the server needs 30-60 ms for 64 keys, by key it is 3 ms.
+costs what lies between and before: of 100,000 jobs the server needs 30-60 ms for 64 keys, by key it is 3 ms. What was
+stored lately, whatever its key, lies at the end of the stream and is read by sequence.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -22,13 +24,15 @@ import msgspec
 
 from natsjobs.engine import garbage, wire
 from natsjobs.engine.patience import FINAL, Backoff, patiently
-from natsjobs.engine.ports import PAGE, Link, Message, StreamMissingError, WrongSequenceError
+from natsjobs.engine.ports import PAGE, Link, Message, StreamMissingError, StreamState, WrongSequenceError
 from natsjobs.errors import StreamFullError, UnavailableError
-from natsjobs.tasks import together
+from natsjobs.tasks import in_steps, together
 
 _T = TypeVar("_T")
 
 _PAGE = PAGE - 1  # keys in a question, beside that of the barrier
+_ALL, _SIDE_BY_SIDE = ">", 256
+"""Everything, and so much of it in a page: it lies in one place, where the beginning of a page costs the most."""
 _TRIES = 3
 """So often a replica that lags is asked for a page of keys before the leader gives them one by one."""
 
@@ -62,14 +66,11 @@ class Records:
 
     async def read(self, key: str) -> Slot:
         """The key now, at the leader."""
-        message = await patiently(lambda: self._last(key), limit=self._patience)
+        message = await self._last(key)
         return Slot(key, 0, None) if message is None else slot_of(message)
 
     async def _last(self, key: str) -> Message | None:
-        try:
-            return await self._link.records.last(key)
-        except StreamMissingError as error:
-            raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
+        return await self._ask(lambda: self._link.records.last(key))
 
     async def write(self, key: str, value: Any, *, expect: int | None, ttl: float | None = None) -> int:
         """Set a key; its new revision. ``expect=None`` overwrites whatever is there.
@@ -95,7 +96,7 @@ class Records:
             except WrongSequenceError as refusal:
                 # After a lost acknowledgement the refusal may be our own write: bodies of racing writers differ by
                 # their writer tokens, so equal bytes are ours.
-                stored = await patiently(lambda: self._last(key), limit=self._patience) if unsure else None
+                stored = await self._last(key) if unsure else None
                 if stored is not None and stored.body == body and (stored.marker is not None) == marker:
                     return stored.seq
                 if refusal.last is not None or backoff.expired:
@@ -124,15 +125,21 @@ class Records:
         As complete as a list, and it holds nothing: what ``take`` keeps is its business. It must neither block for
         longer than a page needs, nor raise.
         """
-        barrier, found = await together(
-            patiently(lambda: self._last(key_filter), limit=self._patience), self._newest([key_filter])
-        )
+        barrier, found = await together(self._last(key_filter), self._newest([key_filter]))
         if barrier is None:
             return
         if found and found[-1].seq >= barrier.seq:
             take(found)
         else:  # too many, or a replica that lags
-            await self._by_key(key_filter, take)
+            await self.pick([*await self.names(key_filter)], key_filter, take)
+
+    async def names(self, key_filter: str) -> dict[str, int]:
+        """The keys that match, by the index of the leader: values that are there, and markers."""
+        return await self._ask(lambda: self._link.records.subjects(key_filter))
+
+    async def state(self) -> StreamState:
+        """The whole bucket, at the leader."""
+        return await self._ask(self._link.records.state)
 
     async def _newest(self, filters: Sequence[str]) -> Sequence[Message] | None:
         """What a replica has of these; ``None``: too much, or nothing for a question as long as this."""
@@ -141,10 +148,11 @@ class Records:
         except UnavailableError:
             return ()  # the leader says what is wrong
 
-    async def _by_key(self, key_filter: str, take: Callable[[Iterable[Message]], None]) -> None:
-        """What the index of the leader names; nothing that lies between costs anything."""
-        keys = [*await self._at_leader(lambda: self._link.records.subjects(key_filter))]
-        barrier = await self._at_leader(lambda: self._last(key_filter))  # not older than any of these keys
+    async def pick(self, keys: Sequence[str], key_filter: str, take: Callable[[Iterable[Message]], None]) -> None:
+        """``visit`` for some of the keys that match, as ``names`` has named them."""
+        if not keys:
+            return
+        barrier = await self._last(key_filter)  # not older than any of these keys
         parts, tries = deque(keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)), _TRIES
         while parts and barrier is not None:  # when nothing matches any more, nothing is left of the others
             part = parts.popleft()
@@ -155,16 +163,37 @@ class Records:
             if answer is not None and not (answer and answer[-1].seq >= barrier.seq):  # it lags
                 tries -= 1
                 parts.appendleft(part)
-                barrier = await self._at_leader(lambda: self._last(key_filter))  # it may be gone by now
+                barrier = await self._last(key_filter)  # it may be gone by now
                 continue
             if answer is None:
-                stored = [await self._at_leader(partial(self._last, key)) for key in part]
+                stored = [await self._last(key) for key in part]
                 answer = [message for message in stored if message is not None]
             tries, wanted = _TRIES, set(part)
             take(message for message in answer if message.subject in wanted)
 
-    async def _at_leader(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        return await patiently(ask, limit=self._patience)
+    async def changes(self, seq: int, upto: int, take: Callable[[Iterable[Message]], None]) -> None:
+        """Hand over what was stored from ``seq`` to ``upto`` and is still there, whatever its key: in order, by pages.
+
+        A key that is written again meanwhile may come twice, or later than ``upto`` and then perhaps not at all.
+        ``take`` as in ``visit``.
+        """
+        records = self._link.records
+        while seq <= upto:
+            page = await self._ask(partial(records.page, _ALL, seq, batch=_SIDE_BY_SIDE))
+            if not page:
+                if (newer := await self._ask(partial(records.next, _ALL, seq))) is None:
+                    return
+                page = [newer]  # the replica lags
+            for step in in_steps(page):
+                take(step)
+                await asyncio.sleep(0)
+            seq = page[-1].seq + 1
+
+    async def _ask(self, question: Callable[[], Awaitable[_T]]) -> _T:
+        try:
+            return await patiently(question, limit=self._patience)
+        except StreamMissingError as error:
+            raise UnavailableError(f"the bucket does not exist: {error}; run `natsjobs setup`") from None
 
 
 def slot_of(message: Message) -> Slot:

@@ -1,7 +1,15 @@
 """What a sweep looks at: every job record and every entry of the active index, in small steps.
 
-Owns what is kept of each of them, which is little, for there may be a hundred thousand: of a record the few fields that
-a sweep decides by, of the index only what is not as the records say. It decides and changes nothing (``upkeep`` does).
+Owns what is kept of each of them from one sweep to the next, which is little, for there may be a hundred thousand: of a
+record the few fields that a sweep decides by, of the index whether it has the entry that belongs to the record. It
+decides and changes nothing (``upkeep`` does).
+
+A sweep reads what has changed since the one before: everything stored behind the newest sequence of then. Which keys
+there are it hears from the leader each time, so what has gone is gone here, and what is not known is read. All is read
+at first and at every tenth time, and whenever what was seen may not be the beginning of what is there: the connection
+broke (a server may have been restarted), the bucket was made anew or went back to an older sequence. An operator who
+puts back a backup under a connection that stays is found out at the tenth time. Whoever acts on what is kept reads the
+key first.
 
 Guarantees that it takes exactly that for a record or an entry which ``jobs.record_of`` and ``records.slot_of`` take for
 one, and that no other task waits longer for it than for one page. A body as this version writes it is decoded into the
@@ -12,6 +20,7 @@ garbage is counted.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,8 +34,11 @@ from natsjobs.engine.records import Slot, slot_of
 from natsjobs.models import Job, UserMessage
 from natsjobs.tasks import in_steps
 
+_ALL_EVERY = 10
+"""Sweeps."""
 
-class Seen(msgspec.Struct, frozen=True, gc=False):
+
+class Seen(msgspec.Struct, gc=False):
     """A job record, as far as a sweep needs it. ``time``: when it was stored, server clock."""
 
     stream_id: str
@@ -36,6 +48,8 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     ended: bool
     seq: int
     time: float
+    listed: bool = False
+    """It runs, and the index has the entry that belongs to it."""
 
     @property
     def run(self) -> tuple[str, str]:
@@ -43,12 +57,25 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
         return self.stream_id, self.generation
 
 
+class _Mark(msgspec.Struct, frozen=True):
+    """How far was read, and in which bucket, over which connection."""
+
+    created: str
+    seq: int
+    connected: float | None
+
+
 class Survey:
-    """Records and index as one sweep has found them."""
+    """Records and index as sweeps have found them, which come one after the other."""
 
     def __init__(self, context: Context) -> None:
         """Nothing was looked at."""
         self._context = context
+        self._mark: _Mark | None = None
+        self._times = 0
+        self._void: set[str] = set()  # keys of records that hold none: markers, or somebody else's
+        self._doubtful = False  # there is a record under a key that is not its own
+        self._entries: dict[str, Message] = {}  # what has changed in the index
         self.records: dict[str, Seen] = {}
         """By stream id."""
         self.running: list[Seen] = []
@@ -58,35 +85,102 @@ class Survey:
         """Entries of the index that are not those of a running job, or of another generation of one."""
 
     async def look(self) -> None:
-        """Read everything. Raises as ``Records.list`` does."""
-        context, key = self._context, self._context.subjects.record
-        await context.records.visit(context.subjects.records("job"), self._take_records)
-        for step in in_steps(self.records.values()):
-            running = [record for record in step if not record.ended]
-            self.running += running
-            self.unlisted.update((key("active", record.user_id, record.stream_id), record) for record in running)
+        """Look at everything. Raises as ``Records.list`` does; then this one cannot be used any more."""
+        context, subjects = self._context, self._context.subjects
+        connected, state = context.link.connected_since, await context.records.state()
+        names = await context.records.names(subjects.records("job"))
+        now, before = _Mark(state.created, state.last_seq, connected), self._mark
+        if before is not None and self._goes_on(before, now, 2 * len(names)):
+            await context.records.changes(before.seq + 1, now.seq, self._take_changes)
+        else:
+            self.records, self._void, self._times = {}, set(), 0
+        self._mark, self._times, self._doubtful = now, self._times + 1, False
+        await self._look_at_records(names)
+        await self._look_at_index()
+
+    def _goes_on(self, before: _Mark, now: _Mark, most: int) -> bool:
+        """Whether what was seen then is worth anything: more changes than there are keys are more work than these."""
+        same = before.created == now.created and before.connected == now.connected is not None
+        few = 0 <= now.seq - before.seq <= most
+        return same and few and self._times < _ALL_EVERY and not self._doubtful
+
+    async def _look_at_records(self, names: dict[str, int]) -> None:
+        """Those of these names, and no others."""
+        key = self._context.subjects.record
+        for step in in_steps(self.records):
+            for stream_id in step:
+                if names.pop(key("job", stream_id), None) is None:
+                    del self.records[stream_id]
             await asyncio.sleep(0)
-        await context.records.visit(context.subjects.records("active"), self._take_entries)
+        self._void &= names.keys()
+        unknown = [name for name in names if name not in self._void]
+        await self._context.records.pick(unknown, self._context.subjects.records("job"), self._take_records)
+
+    async def _look_at_index(self) -> None:
+        context, key = self._context, self._context.subjects.record
+        names = await context.records.names(context.subjects.records("active"))
+        self.running, self.unlisted, self.odd = [], {}, []
+        for step in in_steps(self.records.values()):
+            for record in step:
+                if record.ended:
+                    continue
+                self.running.append(record)
+                name = key("active", record.user_id, record.stream_id)
+                if (change := self._entries.get(name)) is not None:
+                    record.listed = _is_entry(change, record.generation)
+                if record.listed and name in names:
+                    del names[name]
+                else:
+                    record.listed, self.unlisted[name] = False, record
+            await asyncio.sleep(0)
+        self._entries = {}
+        await context.records.pick([*names], context.subjects.records("active"), self._take_entries)
+
+    def _take_changes(self, page: Iterable[Message]) -> None:
+        for message in page:
+            parts = self._context.subjects.split_record(message.subject)
+            if parts is None or len(parts) < 2:
+                continue
+            if parts[0] == "active":
+                self._entries[message.subject] = message
+            elif parts[0] == "job":
+                before = self.records.get(parts[1]) if len(parts) == 2 else None
+                if before is not None and before.seq < message.seq:
+                    del self.records[before.stream_id]
+                self._take_record(message, before)
 
     def _take_records(self, page: Iterable[Message]) -> None:
         for message in page:
-            if (seen := _seen(message)) is None:
-                continue
-            before = self.records.get(seen.stream_id)
-            if before is None or before.seq < seen.seq:  # else a stranger has stored it under two keys
-                self.records[seen.stream_id] = seen
+            self._take_record(message, None)
+
+    def _take_record(self, message: Message, before: Seen | None) -> None:
+        """``before``: the same key as it was."""
+        if (seen := _seen(message)) is None:
+            self._void.add(message.subject)
+            return
+        if message.subject != self._context.subjects.record("job", seen.stream_id):
+            self._doubtful = True  # a stranger has put it there
+        other = self.records.get(seen.stream_id)
+        if other is None or other.seq < seen.seq:
+            if before is not None and not seen.ended and before.generation == seen.generation:
+                seen.listed = before.listed and before.user_id == seen.user_id
+            self.records[seen.stream_id] = seen
 
     def _take_entries(self, page: Iterable[Message]) -> None:
         for message in page:
             record = self.unlisted.get(message.subject)
             if record is not None and _is_entry(message, record.generation):
-                del self.unlisted[message.subject]
+                self._list(message.subject, record)
             elif (slot := slot_of(message)).value is None:
                 continue  # removed, or nothing of ours
             elif record is not None and generation_of(slot) == record.generation:
-                del self.unlisted[message.subject]
+                self._list(message.subject, record)
             else:
                 self.odd.append(slot)
+
+    def _list(self, name: str, record: Seen) -> None:
+        record.listed = True
+        del self.unlisted[name]
 
 
 def generation_of(slot: Slot) -> str:
@@ -125,7 +219,9 @@ def _seen(message: Message) -> Seen | None:
     if job is None:
         return None
     ended = job.status.is_terminal
-    return Seen(job.stream_id, job.generation, job.user_id, job.owner, ended, message.seq, message.time)
+    # One owner has thousands of jobs, and a user has several.
+    owner = job.owner and sys.intern(job.owner)
+    return Seen(job.stream_id, job.generation, sys.intern(job.user_id), owner, ended, message.seq, message.time)
 
 
 def _usual(message: Message) -> Job | None:

@@ -50,6 +50,7 @@ class Upkeep:
         self._seldom = Seldom()
         self._gone: set[tuple[str, str]] = set()  # logs that the sweep knows to be tombstones
         self._look_at = -math.inf  # when the runs are looked at next, monotonic
+        self._survey: Survey | None = None  # of the last sweep
         self._nameless: set[str] = set()  # stream ids with live objects and no record, at the last sweep
         self._context, self._runs, self._liveness, self._content = context, runs, liveness, content
 
@@ -165,7 +166,8 @@ class Upkeep:
             logs = await patiently(lambda: context.link.events.subjects(subjects.all_events), limit=context.patience)
         except StreamMissingError as error:
             raise UnavailableError(f"the events stream does not exist: {error}; run `natsjobs setup`") from None
-        survey = Survey(context)
+        # Whoever sweeps meanwhile begins anew, and so does the next one if this one fails.
+        survey, self._survey = self._survey or Survey(context), None
         await survey.look()
         alive = await self._liveness.look()
         now = (await patiently(context.link.records.state, limit=context.patience)).now
@@ -183,6 +185,7 @@ class Upkeep:
         await self._sweep_missing_index(survey, now)
         await self._sweep_logs(nameless)
         self._sweep_live(survey.records)
+        self._survey = survey
         return ended
 
     async def _match(

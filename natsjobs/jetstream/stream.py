@@ -167,9 +167,9 @@ class NatsStream:
         # 404: nothing matches; behind messages: one was replaced while they were being sent, which ended that.
         return page if status == ALL or (status == 404 and not page) else None
 
-    async def newer(self, filters: Sequence[str], seq: int) -> Newer | None:
+    async def newer(self, filters: Sequence[str], seq: int, *, batch: int = 2 * MOST_NEWEST) -> Newer | None:
         """As ``newest``, of those at or after ``seq``, and how far the replica was. Raises as the port says."""
-        query = {"multi_last": filters, "seq": seq, "batch": 2 * MOST_NEWEST, "max_bytes": PAGE_BYTES}
+        query = {"multi_last": filters, "seq": seq, "batch": batch, "max_bytes": PAGE_BYTES}
         found = await self._direct(query, in_turn=False, refusals={TOO_MANY, MORE})
         if found is None or found.status not in {ALL, MORE} or (found.status == MORE and not found.messages):
             return None

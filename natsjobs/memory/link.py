@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from natsjobs.engine.ports import PAGE, PAGE_BYTES, Message, Newer, StreamState, WrongSequenceError
+from natsjobs.engine.ports import MOST_NEWEST, PAGE, PAGE_BYTES, Message, Newer, StreamState, WrongSequenceError
 from natsjobs.errors import EventTooLargeError, UnavailableError
 from natsjobs.memory.bus import MemoryBus
 from natsjobs.memory.line import Line
@@ -135,14 +135,14 @@ class MemoryStream:
         await self._answer()
         return found if len(found) <= PAGE and sum(len(message.body) for message in found) <= PAGE_BYTES else None
 
-    async def newer(self, filters: Sequence[str], seq: int) -> Newer | None:
+    async def newer(self, filters: Sequence[str], seq: int, *, batch: int = 2 * MOST_NEWEST) -> Newer | None:
         """The newest message of each subject that matches and is at or after ``seq``, and the newest sequence."""
         found, upto = self._newest(filters), self._store().state().last_seq
         await self._answer()
         later = [message for message in found if message.seq >= seq]
         size, page = 0, list[Message]()
         for message in later:
-            if page and size > PAGE_BYTES:
+            if len(page) == batch or (page and size > PAGE_BYTES):
                 break
             page.append(message)
             size += len(message.body)
