@@ -257,8 +257,9 @@ class EngineStore:
         record = await read_record(self._context, stream_id)
         if record is None:
             return []
-        folded = await self.replica.content.fold(stream_id, record.generation)
-        return merge_steps(await self.replica.content.saved_steps(stream_id, record.generation), folded.run_steps)
+        content = self.replica.content
+        folded = await content.folded_steps(stream_id, record.generation)
+        return merge_steps(await content.saved_steps(stream_id, record.generation), folded)
 
     async def save_run_steps(self, stream_id: str, steps: Sequence[RunStep], *, generation: str | None = None) -> None:
         """Store the whole list of run steps."""
