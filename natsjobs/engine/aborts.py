@@ -283,11 +283,10 @@ class Aborts:
         if terminal.request != request_id:
             reason = "replaced" if terminal.reason is EndReason.REPLACED else "ended"
             return AbortResult(success=False, reason=reason, job_data=(ended or record).job)
-        ended = ended or await self._runs.mark_ended(stream_id, generation, terminal) or record
         content = await self._content_of(stream_id, generation, answer)
         return AbortResult(
             success=True,
-            job_data=ended.job,
+            job_data=(ended or record).job,
             content=content,
             final_event=msgspec.json.decode(raw),
             text=joined_text(content),
