@@ -155,7 +155,7 @@ class EngineStore:
 
     def _final_of(self, record: JobRecord, fields: dict[str, Any]) -> bytes:
         """The final event, which leaves ``fields``, for the terminal record brings it; cleared it is to stay there."""
-        text = fields.get("finalEvent", record.job.final_event)
+        text: str | None = fields.get("finalEvent", record.job.final_event)
         if text is None:
             return b"null"
         fields.pop("finalEvent", None)
