@@ -117,9 +117,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     timing: Timing = Timing()
     fold: Callable[[Iterable[Any]], list[ContentPart]] | None = None
-    """From event values to content parts; ``None``: ``natsjobs.content.fold``."""
+    """From all event values of a log to content parts, a list of dicts; ``None``: ``natsjobs.content.fold``.
+
+    It must pass over events that it does not know. Where it raises, whoever asks for content or a resume state gets a
+    ``ConfigError`` with ``field="fold"`` and the exception as its cause; an abort holds all the same, with no content
+    and the traceback in the log.
+    """
     enc_hook: Callable[[Any], Any] | None = None
-    """As in msgspec: gives an encodable form of objects that have none."""
+    """As in msgspec: an encodable form of objects that have none; for events, live content and what ``fold`` gives."""
     domain: str | None = None
     """JetStream domain; one namespace per set of connected domains (C7)."""
     max_bytes: int | None = None

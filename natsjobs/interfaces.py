@@ -157,7 +157,7 @@ class JobStore(Protocol):
 
         Raises:
             TypeError: A field that cannot be set.
-            EventTooLargeError: The record would become too large.
+            EventTooLargeError: The record, or the final event, would become too large; nothing was changed.
         """
         ...
 

@@ -59,12 +59,19 @@ class EndReason(_OpenEnum):
     """Why a generation ended when its run did not say so itself; ``None`` after ``complete`` or ``fail``."""
 
     ABORT = "abort"
+    """Somebody aborted it. Status aborted."""
     REPLACED = "replaced"
+    """The same stream id was created again while it ran. Status aborted."""
     DELETED = "deleted"
+    """It was deleted while it ran. Status aborted."""
     OWNER_LOST = "owner_lost"
+    """The process that ran it is gone, or was away from NATS for longer than its lease. Status error."""
     EXPIRED = "expired"
+    """Nothing happened in it for ``retention.running``. Status error."""
     CANCELLED = "cancelled"
+    """Its block was cancelled from outside: a time-out, a task group, Ctrl-C. Status error."""
     SHUTDOWN = "shutdown"
+    """Its manager or store was closed while it ran, or ``drain`` ran out. Status error."""
 
 
 class EventType(_OpenEnum):
@@ -193,8 +200,15 @@ class UsageMetadata(msgspec.Struct, frozen=True, kw_only=True):
 class AbortResult(_Record, frozen=True, kw_only=True):
     """What an abort did. ``success`` false: nothing was changed or claimed, ``reason`` says why.
 
+    ``reason`` is ``"not_found"`` (no such job), ``"ended"`` (it had ended, or something else ended it first),
+    ``"replaced"`` (another generation is the newest) or, after a success, ``None``.
     ``acknowledged`` tells whether the owner confirmed that the work was stopped; the abort holds either way.
     ``collected_usage`` was claimed by this abort: bill it here, nobody else will get these entries.
+    ``content`` is the live content of the owner (``set_content_parts``, ``set_graph``). Where it has none, or none with
+    a JSON form, does not answer in time, or answers from another process and has more than fits into one message
+    (``max_payload`` of the server, usually 1 MiB), it is folded from the log, by ``Config.fold`` if there is one; what
+    is left out for its form or its size is told in the log of the program. ``text`` joins its text parts, for counting
+    tokens. ``final_event`` is what ``abort`` was given.
     """
 
     success: bool

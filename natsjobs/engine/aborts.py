@@ -27,7 +27,7 @@ from natsjobs.engine.ledger import Ledger
 from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
 from natsjobs.engine.runs import Runs
 from natsjobs.engine.terminals import End
-from natsjobs.errors import JobClosedError, JobNotFoundError, NatsJobsError, PermissionDeniedError
+from natsjobs.errors import ConfigError, JobClosedError, JobNotFoundError, NatsJobsError, PermissionDeniedError
 from natsjobs.interfaces import Callback
 from natsjobs.models import AbortResult, ContentPart, EndReason
 from natsjobs.telemetry import measures
@@ -36,7 +36,9 @@ from natsjobs.telemetry.listening import hub
 _log = logging.getLogger(__name__)
 
 _PATHS = 4  # times timing.abort: after that a signal comes by neither of its two paths any more
-_CARRY_BYTES = 131_072  # a larger final event or content is not sent through a request, nor half a message
+# Whoever asks stores a larger final event himself, so that it goes over the wire once; so he does with half a message.
+_FINAL_BYTES = 131_072
+_ROOM = 4_096  # below max_payload, for the rest of an owner's answer: ids, and why the end could not be stored
 
 
 class AbortRegistration:
@@ -168,14 +170,14 @@ class Aborts:
             ran.set_result(len(wanted))
         return len(wanted)
 
-    @property
-    def _carry(self) -> int:
-        return min(_CARRY_BYTES, self._context.link.max_payload // 2)
-
     # -- the owner's side ---------------------------------------------------------------------------------------
 
-    async def answer_owner(self, request: dict[str, Any]) -> dict[str, Any]:
-        """``signal``: run the callbacks. ``abort``: run them, store what is queued, end the generation, report."""
+    async def answer_owner(self, request: dict[str, Any], *, travels: bool = True) -> dict[str, Any]:
+        """``signal``: run the callbacks. ``abort``: run them, store what is queued, end the generation, report.
+
+        ``travels``: the answer is a message, and live content that is too large for one is left out: ``contentBytes``
+        says how large it is. Who does not know that field folds the log as he does without live content.
+        """
         stream_id, generation = str(request.get("stream", "")), str(request.get("generation", ""))
         mine = (stream_id, generation) in self._runs.owned
         answer: dict[str, Any] = {"replica": self._context.replica_id, "mine": mine}
@@ -184,9 +186,8 @@ class Aborts:
         answer["heard"] = await self.hear(stream_id, generation, str(request.get("id", "")))
         if request.get("op") != "abort":
             return answer
-        live = self._content.live_parts(stream_id)
-        if live and len(carried := msgspec.json.encode(live)) <= self._carry:
-            answer["content"] = msgspec.Raw(carried)
+        if live := self._content.live_parts(stream_id):
+            answer |= self._carried(live) if travels else {"content": live}
         if not request.get("defer"):
             end = End("aborted", EndReason.ABORT, str(request["id"]), msgspec.json.encode(request.get("final")))
             try:
@@ -197,6 +198,12 @@ class Aborts:
             with contextlib.suppress(NatsJobsError):  # then the caller finds it out when he writes the end
                 await self._runs.flush(stream_id, generation)
         return answer
+
+    def _carried(self, live: list[ContentPart]) -> dict[str, Any]:
+        carried = msgspec.json.encode(live)
+        if len(carried) > self._context.link.max_payload - _ROOM:
+            return {"contentBytes": len(carried)}
+        return {"content": msgspec.Raw(carried)}
 
     # -- the caller's side --------------------------------------------------------------------------------------
 
@@ -237,9 +244,11 @@ class Aborts:
 
     async def _ask_here(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """This replica is the owner, and its callbacks may take as long as another's (promise 6)."""
-        answering = self._context.tasks.spawn(self.answer_owner(request), "natsjobs abort")
+        answering = self._context.tasks.spawn(self.answer_owner(request, travels=False), "natsjobs abort")
         await asyncio.wait({answering}, timeout=self._context.config.timing.abort)
-        return answering.result() if answering.done() and not answering.cancelled() else None
+        if not answering.done() or answering.cancelled() or answering.exception() is not None:
+            return None  # as from an owner elsewhere; a failure is in the log, and the end is written all the same
+        return answering.result()
 
     async def abort(self, stream_id: str, generation: str | None, final_event: Any) -> AbortResult:
         """Stop the run wherever it is; afterwards a terminal record stands."""
@@ -261,7 +270,7 @@ class Aborts:
             return AbortResult(success=False, reason="ended", job_data=record.job)
         request_id = wire.random_token(16)
         request: dict[str, Any] = {"op": "abort", "generation": generation, "id": request_id}
-        if len(raw) <= self._carry:
+        if len(raw) <= min(_FINAL_BYTES, context.link.max_payload // 2):
             request["final"] = msgspec.Raw(raw)
         else:
             request["defer"] = True
@@ -274,11 +283,10 @@ class Aborts:
         if terminal.request != request_id:
             reason = "replaced" if terminal.reason is EndReason.REPLACED else "ended"
             return AbortResult(success=False, reason=reason, job_data=(ended or record).job)
-        ended = ended or await self._runs.mark_ended(stream_id, generation, terminal) or record
         content = await self._content_of(stream_id, generation, answer)
         return AbortResult(
             success=True,
-            job_data=ended.job,
+            job_data=(ended or record).job,
             content=content,
             final_event=msgspec.json.decode(raw),
             text=joined_text(content),
@@ -287,15 +295,24 @@ class Aborts:
         )
 
     async def _content_of(self, stream_id: str, generation: str, answer: dict[str, Any] | None) -> list[ContentPart]:
-        content = answer.get("content") if answer else None
-        if isinstance(content, msgspec.Raw):
-            return msgspec.json.decode(content, type=list[ContentPart])
-        if content is not None:
+        """The live content that the owner gave, else the log's; none where a fold fails, for the job has ended."""
+        answer = answer or {}
+        if (content := answer.get("content")) is not None:
             try:
                 return msgspec.convert(content, list[ContentPart])
             except msgspec.ValidationError as error:
                 garbage.skipped("the answer of an owner", f"{stream_id}: {error}", content)
-        return await self._content.folded(stream_id, generation)
+        if isinstance(size := answer.get("contentBytes"), int):
+            _log.warning(
+                "the live content of %s has %d bytes, more than a message of its owner's may have, so what the log "
+                "holds is used; raise max_payload of the server, abort in the process that runs the job, or set "
+                "Config.fold if its events are of your own form", stream_id, size,
+            )  # fmt: skip
+        try:
+            return await self._content.folded(stream_id, generation)
+        except ConfigError:
+            _log.exception("%s is aborted, without its content", stream_id)
+            return []
 
 
 def joined_text(parts: list[ContentPart]) -> str:

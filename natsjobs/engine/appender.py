@@ -20,7 +20,7 @@ from collections.abc import Callable
 from copy import copy
 
 from natsjobs.engine import wire
-from natsjobs.engine.backlog import GROUP_BYTES, Backlog
+from natsjobs.engine.backlog import GROUP_BYTES, Backlog, anew
 from natsjobs.engine.chain import OVERHEAD, Chain, FencedError
 from natsjobs.engine.context import Context
 from natsjobs.engine.headroom import fitting
@@ -129,7 +129,7 @@ class Appender:
         if self.closed is not None:
             if flushing and not self.owes:
                 return
-            raise copy(self.closed)  # anew each time: a raised exception keeps its traceback, and that its frames
+            raise copy(self.closed)
         if self._sealed and not flushing:
             raise JobClosedError(self.stream_id, self.generation)
 
@@ -276,7 +276,7 @@ class Appender:
     def _fail(self, error: Exception) -> None:
         """Tell everybody who waits; with nobody waiting the next call hears of it."""
         if not self._backlog.fail(error) and not isinstance(error, JobClosedError):
-            self._error = error
+            self._error = anew(error)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class Appender:
                 except FencedError as fenced:
                     self.fence(fenced.terminal)
         if self.terminal is None:
-            raise self.closed or JobClosedError(self.stream_id, self.generation)
+            raise JobClosedError(self.stream_id, self.generation)
         return self.terminal
 
     async def clear(self) -> None:
@@ -314,7 +314,7 @@ class Appender:
                     body = wire.tombstone_body("cleared", index, chain.writer)
                     stored = await chain.append(chain.log, body, after=index, rollup=True)
                 except FencedError as fenced:
-                    raise self.fence(fenced.terminal) from None
+                    raise copy(self.fence(fenced.terminal)) from None
                 finally:
                     self._busy = False
                     self._kick()

@@ -10,8 +10,10 @@ import asyncio
 import bisect
 import time
 from collections import deque
+from copy import copy
 
 from natsjobs.config import Limits
+from natsjobs.errors import NatsJobsError
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
 
@@ -166,7 +168,7 @@ class Backlog:
         self.size = 0
 
     def fail(self, error: Exception) -> bool:
-        """Tell everybody who waits; whether anybody did, but for those who try again until the queue is empty."""
+        """Tell everybody who waits, each anew; whether anybody did, but for those who try again until it is empty."""
         waiting: list[asyncio.Future[int] | asyncio.Future[None]] = [future for _, future in self._flushers]
         waiting += [place.free for place in self._line]
         self._flushers.clear()
@@ -174,10 +176,18 @@ class Backlog:
         heard = False
         for future in waiting:
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(anew(error))
                 heard = True
         drains, self._drains = self._drains, []
         for drain in drains:
             if not drain.done():
-                drain.set_exception(error)
+                drain.set_exception(anew(error))
         return heard
+
+
+def anew(error: Exception) -> Exception:
+    """One for whoever raises it: a raised exception keeps its traceback, and that the frames of its caller.
+
+    A defect of ours is told as it is: there may be no way to copy it.
+    """
+    return copy(error) if isinstance(error, NatsJobsError) else error

@@ -1,12 +1,18 @@
-"""Content and run steps of a generation: live objects on this replica, saved steps, and the fold of the log."""
+"""Content and run steps of a generation: live objects on this replica, saved steps, and the fold of the log.
+
+Owns what becomes of callers' objects: content is given out in its JSON form only, which ``Config.enc_hook`` helps to
+find. A live object that has none is told in the log and counts as absent; what ``Config.fold`` does wrong is a
+``ConfigError`` for whoever asks for content, and nobody else's.
+"""
 
 from __future__ import annotations
 
 import logging
+import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -17,10 +23,14 @@ from natsjobs.engine.patience import patiently
 from natsjobs.engine.ports import StreamMissingError, WrongSequenceError
 from natsjobs.engine.replay import Batch, Replay, Verdict
 from natsjobs.engine.terminals import find_terminal, position_after
-from natsjobs.errors import EventTooLargeError, InvalidArgumentError
+from natsjobs.errors import ConfigError, EventTooLargeError, InvalidArgumentError
 from natsjobs.models import ContentPart, EventType, RunStep
 
 _log = logging.getLogger(__name__)
+
+Fold: TypeAlias = Callable[[Iterable[Any]], list[ContentPart]]
+
+_PARTS, _STEPS = "content_parts", "run_steps"
 
 
 class Folded(msgspec.Struct):
@@ -39,6 +49,7 @@ class ContentState:
         self._context = context
         self._graphs: dict[str, Callable[[], object | None]] = {}
         self._parts: dict[str, list[ContentPart]] = {}
+        self._told: set[tuple[str, str]] = set()
 
     # -- live objects -------------------------------------------------------------------------------------------
 
@@ -59,45 +70,71 @@ class ContentState:
         """A new generation has nothing of the old one's."""
         self._graphs.pop(stream_id, None)
         self._parts.pop(stream_id, None)
+        self._told -= {(stream_id, _PARTS), (stream_id, _STEPS)}
 
     @property
     def named(self) -> set[str]:
         """Stream ids with a live object."""
         return self._graphs.keys() | self._parts.keys()
 
-    def _live(self, stream_id: str, attribute: str) -> list[dict[str, Any]]:
-        """A copy of a live object's list; an attribute that raises counts as absent."""
+    def _of_graph(self, stream_id: str, attribute: str) -> Any:
+        """An attribute of the live graph; one that raises counts as absent."""
         reference = self._graphs.get(stream_id)
         graph = reference() if reference is not None else None
-        if graph is None:
-            return []
         try:
             found = getattr(graph, attribute, None)
-            found = found() if callable(found) else found
-            return [part for part in msgspec.to_builtins(found) if part] if found else []
+            return found() if callable(found) else found
         except Exception as error:  # noqa: BLE001 - a disposed graph may raise anything (scenario 33)
             _log.info("the live graph of %s has no %s: %r; using the log", stream_id, attribute, error)
-            return []
+            return None
 
     def live_parts(self, stream_id: str) -> list[ContentPart]:
         """Content of the live object, empty when there is none."""
-        if parts := self._parts.get(stream_id):
-            return list(msgspec.to_builtins([part for part in parts if part]))
-        return self._live(stream_id, "content_parts")
+        return self._live(stream_id, _PARTS, self._parts.get(stream_id) or self._of_graph(stream_id, _PARTS))
 
     def live_steps(self, stream_id: str) -> list[RunStep]:
         """Run steps of the live object, empty when there are none."""
-        return self._live(stream_id, "run_steps")
+        return self._live(stream_id, _STEPS, self._of_graph(stream_id, _STEPS))
+
+    def _live(self, stream_id: str, what: str, found: Any) -> list[dict[str, Any]]:
+        """A copy of a live list; one without a JSON form counts as absent, and nobody's call fails for it."""
+        try:
+            return self._plain(part for part in found if part) if found else []
+        except Exception as error:  # noqa: BLE001 - callers' objects may do anything
+            if (stream_id, what) not in self._told:
+                self._told.add((stream_id, what))
+                _log.warning(
+                    "the live %s of %s have no JSON form, so what the log holds is used: %s; put plain dicts into them "
+                    '(pydantic: model_dump(mode="json")), or set Config(enc_hook=...)', what, stream_id, _short(error),
+                )  # fmt: skip
+            return []
+
+    def _plain(self, parts: Iterable[Any]) -> list[dict[str, Any]]:
+        """The JSON form of callers' objects, NaN as ``null``; whatever they raise when they have none."""
+        raw = msgspec.json.Encoder(enc_hook=self._context.config.enc_hook).encode(list(parts))
+        if not wire.is_shallow(raw) and not wire.is_json(b"[%b]" % raw):  # as it stands in the answer to an abort
+            raise ValueError("nested too deeply")
+        return msgspec.json.decode(raw, type=list[dict[str, Any]])
 
     # -- the log ------------------------------------------------------------------------------------------------
 
     async def folded(self, stream_id: str, generation: str) -> list[ContentPart]:
-        """Content folded from the log, up to the newest event at the leader."""
+        """Content folded from the log, up to the newest event at the leader. Raises as ``fold`` does."""
         return (await self.fold(stream_id, generation)).content
 
+    async def folded_steps(self, stream_id: str, generation: str) -> list[RunStep]:
+        """Run steps folded from the log; ``Config.fold`` has no part in these."""
+        return (await self._fold(stream_id, generation, None)).run_steps
+
     async def fold(self, stream_id: str, generation: str) -> Folded:
-        """Content and steps folded from the log, with the cursor behind the last event."""
-        custom = self._context.config.fold
+        """Content and steps folded from the log, with the cursor behind the last event.
+
+        Raises:
+            ConfigError: ``Config.fold`` raised, or gave something that is no content; its cause says what.
+        """
+        return await self._fold(stream_id, generation, self._context.config.fold)
+
+    async def _fold(self, stream_id: str, generation: str, custom: Fold | None) -> Folded:
         steps = ContentFold()
         values: list[Any] = []
         cursor = wire.Cursor(generation, 0, 0)
@@ -112,8 +149,18 @@ class ContentState:
                 if custom is not None:
                     values.append(value)
             cursor = wire.Cursor(generation, batch.index + len(batch.raws), batch.seq)
-        content = _copy(custom(values)) if custom is not None else steps.parts
+        content = self._custom(custom, values, stream_id) if custom is not None else steps.parts
         return Folded(content, steps.run_steps, cursor)
+
+    def _custom(self, fold: Fold, values: list[Any], stream_id: str) -> list[ContentPart]:
+        try:
+            return self._plain(fold(values))
+        except Exception as error:
+            raise ConfigError(
+                "fold",
+                f"no content parts for the events of job {stream_id!r}: {_short(error)}; it is called with all events "
+                "of a log, must pass over what it does not know, and gives a list of dicts",
+            ) from error
 
     async def _batches(self, stream_id: str, generation: str) -> AsyncIterator[Batch]:
         """All events that are in the log now; the leader decides where it ends."""
@@ -190,8 +237,9 @@ class ContentState:
             return True
 
 
-def _copy(parts: Iterable[ContentPart]) -> list[ContentPart]:
-    return list(msgspec.to_builtins(list(parts)))
+def _short(error: Exception) -> str:
+    """An exception of somebody else's in one line, also one that cannot be printed."""
+    return traceback.format_exception_only(error)[0].strip()[:200]
 
 
 def _plain_steps(steps: Sequence[RunStep], limit: int) -> list[Any]:

@@ -254,39 +254,53 @@ async def change_record(
             continue
 
 
-async def mark_ended(context: Context, stream_id: str, generation: str, terminal: wire.Terminal) -> JobRecord | None:
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+async def mark_ended(
+    context: Context, stream_id: str, generation: str, terminal: wire.Terminal, fields: Mapping[str, Any] = _NOTHING
+) -> JobRecord | None:
     """Make the record say what the log says; the record as it is afterwards, ``None`` if it is not this generation's.
 
     Safe to call any number of times, by anybody: this is also the repair after a crash between log and record.
+    ``fields``: what the record is to say beside that, in one write with it.
     """
     while True:
         record = await read_record(context, stream_id)
         if record is None or record.generation != generation:
             return None
-        if record.status.is_terminal:
-            await drop_active(context, record)
-            return record
-        changes: dict[str, Any] = {
-            "status": terminal.status.value,
-            "completedAt": record.data.get("completedAt") or int(time.time() * 1000),
-            "endReason": terminal.reason.value if terminal.reason else None,
-            "owner": None,
-        }
-        if terminal.type == "error":
-            changes["error"] = _cut(msgspec.json.decode(terminal.raw), context.record_bytes // 2)
-        elif terminal.raw != b"null":
-            changes["finalEvent"] = terminal.raw.decode()
-            limit = context.record_bytes  # of the whole record, in its escaped form
-            if len(terminal.raw) > limit // 4 or len(wire.ascii_json({**record.data, **changes})) > limit:
-                changes["finalEvent"] = None  # too large for a record: `get_job` reads it from the log (B7)
-                changes["finalSeq"] = terminal.seq
+        # Somebody else may have noted the end already; of the fields he knows nothing.
+        changes = fields if record.status.is_terminal else _ended(context, record, terminal, fields)
         try:
-            # Without a limit: an end that could not be noted would leave the job running for ever.
-            record = await write_record(context, record, changes, limit=None)
+            if changes:
+                # Without a limit: an end that could not be noted would leave the job running for ever.
+                record = await write_record(context, record, changes, limit=None)
         except ConflictError:
             continue
         await drop_active(context, record)
         return record
+
+
+def _ended(
+    context: Context, record: JobRecord, terminal: wire.Terminal, fields: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What an end changes in a record."""
+    changes: dict[str, Any] = {
+        "status": terminal.status.value,
+        "completedAt": record.data.get("completedAt") or int(time.time() * 1000),
+        "endReason": terminal.reason.value if terminal.reason else None,
+        "owner": None,
+        **fields,
+    }
+    if terminal.type == "error":
+        changes["error"] = _cut(msgspec.json.decode(terminal.raw), context.record_bytes // 2)
+    elif terminal.raw != b"null":
+        changes["finalEvent"] = terminal.raw.decode()
+        limit = context.record_bytes  # of the whole record, in its escaped form
+        if len(terminal.raw) > limit // 4 or len(wire.ascii_json({**record.data, **changes})) > limit:
+            changes["finalEvent"] = None  # too large for a record: `get_job` reads it from the log (B7)
+            changes["finalSeq"] = terminal.seq
+    return changes
 
 
 def _cut(text: Any, limit: int) -> Any:

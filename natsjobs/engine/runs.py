@@ -13,8 +13,9 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -251,16 +252,19 @@ class Runs:
                 hub.add(measures.JOBS_ENDED, 1, terminal.status.value, terminal.reason.value if terminal.reason else "")
             if appender.late_end:
                 await self._context.link.bus.publish(self._context.subjects.wake(stream_id), b"{}")
-        record = await self.mark_ended(stream_id, generation, terminal)
+        fields = end.fields if terminal.request == end.request else {}
+        record = await self._mark_ended(stream_id, generation, terminal, fields)
         refused = appender.refused if isinstance(appender, Appender) else None
         if refused is not None and end.kind == "done" and terminal.request == end.request:
             raise copy(refused)
         return terminal, record
 
-    async def mark_ended(self, stream_id: str, generation: str, terminal: wire.Terminal) -> JobRecord | None:
+    async def _mark_ended(
+        self, stream_id: str, generation: str, terminal: wire.Terminal, fields: Mapping[str, Any]
+    ) -> JobRecord | None:
         """As ``jobs.mark_ended``; a refused record waits for somebody's sweep, for the log has decided already."""
         try:
-            record = await mark_ended(self._context, stream_id, generation, terminal)
+            record = await mark_ended(self._context, stream_id, generation, terminal, fields)
         except (StreamFullError, PermissionDeniedError) as error:
             _log.warning("the record of %s does not say yet that it ended: %s; a sweep repairs it", stream_id, error)
             return None

@@ -14,13 +14,14 @@ from natsjobs.engine.jobs import (
     change_record,
     check_fields,
     check_status,
+    merge,
     read_record,
     read_writable,
 )
 from natsjobs.engine.lists import Lists
 from natsjobs.engine.replica import Replica
 from natsjobs.engine.terminals import End, end_event
-from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
+from natsjobs.errors import EventTooLargeError, InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
 from natsjobs.interfaces import IfRunning
 from natsjobs.models import (
     AbortResult,
@@ -136,29 +137,37 @@ class EngineStore:
         return await change_record(self._context, stream_id, record.generation, fields) is not None
 
     async def _end_by_update(self, record: JobRecord, fields: dict[str, Any]) -> bool:
+        """The end, and the other fields in one write with it; what may be refused is before the end."""
         status = JobStatus(fields.pop("status"))
+        reason = EndReason.ABORT if status is JobStatus.ABORTED else None
         if status is JobStatus.ERROR:
-            data = msgspec.json.encode(fields.get("error") or record.job.error or "")
-            reason = None
+            data = msgspec.json.encode(fields.pop("error", None) or record.job.error or "")
         else:
-            text = fields.get("finalEvent") or record.job.final_event
-            try:
-                data = b"null" if text is None else msgspec.json.format(text.encode(), indent=-1)
-            except msgspec.DecodeError as error:
-                raise InvalidArgumentError("final_event", f"is not JSON: {error}") from None
-            reason = EndReason.ABORT if status is JobStatus.ABORTED else None
-        end = End(wire.KIND_OF[status.value], reason, wire.random_token(), data)
+            data = self._final_of(record, fields)
+        if fields:
+            merge(record.data, fields, limit=self._context.record_bytes)
+        end = End(wire.KIND_OF[status.value], reason, wire.random_token(), data, fields)
         try:
-            terminal, ended = await self.replica.runs.end(record.stream_id, record.generation, end)
+            terminal, _ = await self.replica.runs.end(record.stream_id, record.generation, end)
         except JobClosedError:
             return False
-        if terminal.request != end.request:
-            return False
-        if ended is not None and fields:
-            if status is JobStatus.ERROR:
-                fields.pop("error", None)  # the terminal record has brought it into the job record
-            await change_record(self._context, record.stream_id, record.generation, fields)
-        return True
+        return terminal.request == end.request
+
+    def _final_of(self, record: JobRecord, fields: dict[str, Any]) -> bytes:
+        """The final event, which leaves ``fields``, for the terminal record brings it; cleared it is to stay there."""
+        text: str | None = fields.get("finalEvent", record.job.final_event)
+        if text is None:
+            return b"null"
+        fields.pop("finalEvent", None)
+        try:
+            data = msgspec.json.format(text.encode(), indent=-1)
+        except msgspec.DecodeError as error:
+            raise InvalidArgumentError("final_event", f"is not JSON: {error}") from None
+        if len(data) > (limit := self._context.config.limits.event_bytes):
+            raise EventTooLargeError(len(data), limit, field="final_event")
+        if not wire.is_json(data):
+            raise InvalidArgumentError("final_event", "is nested too deeply: not every reader could open it")
+        return data
 
     async def end_job(
         self,
@@ -257,8 +266,9 @@ class EngineStore:
         record = await read_record(self._context, stream_id)
         if record is None:
             return []
-        folded = await self.replica.content.fold(stream_id, record.generation)
-        return merge_steps(await self.replica.content.saved_steps(stream_id, record.generation), folded.run_steps)
+        content = self.replica.content
+        folded = await content.folded_steps(stream_id, record.generation)
+        return merge_steps(await content.saved_steps(stream_id, record.generation), folded)
 
     async def save_run_steps(self, stream_id: str, steps: Sequence[RunStep], *, generation: str | None = None) -> None:
         """Store the whole list of run steps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -36,6 +37,8 @@ class End(msgspec.Struct, frozen=True):
     reason: EndReason | None
     request: str | None
     data: bytes
+    fields: dict[str, Any] = {}
+    """What else the job record is to say when this one stands, in its wire form."""
 
 
 def position_after(message: Message, index: int) -> Position | None:

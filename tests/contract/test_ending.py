@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 
+import msgspec
 import pytest
 from making import rest
 from waiting import eventually, read_all, soon, take, values
 
-from natsjobs import EndReason, JobClosedError, JobStatus
+from natsjobs import EndReason, EventTooLargeError, InvalidArgumentError, JobClosedError, JobStatus
+from natsjobs.engine.jobs import mark_ended
 
 # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -131,6 +133,85 @@ async def test_after_the_end_nothing_can_be_appended(replica, replica_b, status)
                 assert (refused.value.stream_id, refused.value.status) == ("s1", status)
                 assert refused.value.generation == job.generation
     assert len(await read_all(replica.manager.subscribe, "s1")) == 1
+
+
+async def stored(store):
+    """The record as it stands in the bucket."""
+    context = store.replica.context
+    return (await context.records.read(context.subjects.record("job", "s1"))).value
+
+
+@pytest.mark.parametrize("status", ["complete", "aborted"])
+async def test_a_final_event_of_any_size_ends_a_job_by_an_update(store, store_b, jobs_b, status):
+    """Readers and the job have it whole; the record itself does not hold a large one (B7), but all else that was named
+    with it."""
+    for size in (10, 100_000, 300_000, 2_500_000):
+        final = json.dumps({"text": "x" * size}, separators=(",", ":"))
+        job = await store.create_job("s1", "alice")
+        at = job.created_at + 7
+        assert await store.update_job("s1", status=status, final_event=final, sender="AI", completed_at=at) is True
+        (end,) = await read_all(jobs_b.subscribe, "s1")
+        assert end.data == json.loads(final)
+        ended = await store_b.get_job("s1")
+        assert (ended.status, ended.final_event) == (status, final)
+        assert (ended.sender, ended.completed_at, ended.owner) == ("AI", at, None)
+        assert (await stored(store)).get("finalEvent") == (final if size == 10 else None)
+
+
+async def test_an_update_that_is_too_large_ends_no_job(backend):
+    """Refused before anything: the final event by the limit of events, every other field by that of the record."""
+    replica = await backend.replica(backend.config(limits={"event_bytes": 5_000}))
+    job = await replica.store.create_job("s1", "alice")
+    large = json.dumps("x" * 5_000)
+    for field, changes in (
+        ("final_event", {"status": "complete", "final_event": large}),
+        ("final_event", {"status": "aborted", "final_event": large}),
+        ("metadata", {"status": "complete", "metadata": {"a": "x" * 300_000}, "final_event": "1"}),
+        ("metadata", {"status": "error", "metadata": {"a": "x" * 300_000}, "error": "broke"}),
+    ):
+        with pytest.raises(EventTooLargeError) as refused:
+            await replica.store.update_job("s1", **changes)
+        assert refused.value.field == field
+        assert await replica.store.get_job("s1") == job
+    deep = "[" * 300 + "]" * 300
+    with pytest.raises(InvalidArgumentError, match="final_event"):
+        await replica.store.update_job("s1", status="complete", final_event=deep)
+    assert await replica.store.append_chunk("s1", "goes on") == 0
+
+
+async def test_what_fits_before_the_end_fits_after_it(store, jobs_b):
+    """An end brings its own words into the record; what the update names beside it is not refused for that."""
+    words, metadata = "é" * 16_000, {"a": "x" * 200_000}
+    await store.create_job("s1", "alice")
+    assert await store.update_job("s1", status="error", error=words, metadata=metadata) is True
+    job = await store.get_job("s1")
+    assert (job.status, job.error, job.metadata) == ("error", words, metadata)
+    final = json.dumps("x" * 60_000)
+    await store.create_job("s1", "alice")
+    assert await store.update_job("s1", status="complete", final_event=final, metadata=metadata) is True
+    job = await store.get_job("s1")
+    assert (job.status, job.final_event, job.metadata) == ("complete", final, metadata)
+    assert (await read_all(jobs_b.subscribe, "s1"))[-1].data == json.loads(final)
+
+
+async def test_what_an_update_names_is_kept_when_somebody_else_notes_its_end_first(store):
+    """Whoever sees an end may repair the record; of the fields beside it he knows nothing."""
+    job = await store.create_job("s1", "alice")
+    await store.end_job("s1", generation=job.generation, status="complete", final_event=1)
+    ended, context = await store.get_job("s1"), store.replica.context
+    terminal = await store.replica.runs.terminal_of("s1", job.generation)
+    for fields in ({"sender": "AI"}, {}):
+        await mark_ended(context, "s1", job.generation, terminal, fields)
+        assert await store.get_job("s1") == msgspec.structs.replace(ended, sender="AI")
+
+
+async def test_a_final_event_can_be_cleared_by_the_update_that_ends_the_job(store, store_b, jobs_b):
+    """Log and record agree: there is none."""
+    await store.create_job("s1", "alice")
+    await store.update_job("s1", final_event='"earlier"')
+    assert await store.update_job("s1", status="complete", final_event=None) is True
+    assert (await read_all(jobs_b.subscribe, "s1"))[-1].data is None
+    assert (await store_b.get_job("s1")).final_event is None
 
 
 @pytest.mark.scenario(11)
