@@ -11,7 +11,6 @@ from collections.abc import Callable
 from natsjobs.engine.context import Context
 from natsjobs.engine.lookout import Lookout
 from natsjobs.engine.tail import Tail
-from natsjobs.errors import NotOpenError
 
 
 class Tails:
@@ -23,7 +22,6 @@ class Tails:
         self._lookout = Lookout(context)
         self._tails: dict[tuple[str, str], Tail] = {}
         self._newest: dict[str, str] = {}
-        self._closed = False
 
     def __len__(self) -> int:
         return len(self._tails)
@@ -33,7 +31,7 @@ class Tails:
         return self._newest.get(stream_id)
 
     async def enter(self, stream_id: str, generation: str, foresee: Callable[[Tail], None] | None = None) -> Tail:
-        """Attach one reader. Raises as ``Tail.open`` does, or ``NotOpenError``; then nothing is held.
+        """Attach one reader. Raises as ``Tail.open`` does; then nothing is held.
 
         ``foresee`` is called with the tail before it is opened: what it asks for goes out together with that.
         """
@@ -50,9 +48,6 @@ class Tails:
         except BaseException:
             await self.leave(tail)
             raise
-        if self._closed:  # perhaps while it was being opened: nobody would look at it any more
-            await self.leave(tail)
-            raise NotOpenError("this transport was closed; make a new one")
         return tail
 
     async def leave(self, tail: Tail) -> None:
@@ -67,8 +62,7 @@ class Tails:
             await tail.close()
 
     async def close(self) -> None:
-        """Close all, whoever still reads, or is only attaching; for good."""
-        self._closed = True
+        """Close all, whoever still reads, or is only attaching."""
         tails, self._tails, self._newest = list(self._tails.values()), {}, {}
         for tail in tails:
             await tail.close()

@@ -43,7 +43,7 @@ class Again:
             if message["type"] == "http.response.start" and message["status"] in _PASSING:
                 said = _begin(message, persistent=scope["http_version"].startswith("1"))
             elif said:
-                message["body"] = said + b" ".join(message.get("body", b"").splitlines()) + b"\n"
+                message["body"] = said + message["body"] + b"\n"  # a problem: JSON, on one line and in one piece
             await send(message)
 
         await self._app(scope, receive, again if _is_listening(scope) else send)
