@@ -54,7 +54,8 @@ async def test_a_reader_that_waits_for_its_job_is_told_when_its_transport_leaves
     entering = asyncio.ensure_future(read())
     await eventually(lambda: transport.replica.context.readers == 1)
     await soon(transport.cleanup("nobody") if leaving == "cleanup" else transport.destroy())
-    assert await soon(entering) == 0
+    assert entering.done()
+    assert await entering == 0
 
 
 async def test_a_transport_that_is_destroyed_while_it_opens_is_not_open(backend, replica):
