@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -53,23 +54,29 @@ class Presence:
         """Stream ids with subscribers or callbacks here."""
         return set(self._counts) | set(self._watches)
 
-    def approach(self, stream_id: str) -> None:
-        """Somebody may join soon. ``turn_back`` or ``join`` must follow."""
-        self._near[stream_id] = self._near.get(stream_id, 0) + 1
+    @asynccontextmanager
+    async def joining(self, stream_id: str) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+        """Somebody attaches in this block, and when it has ended well every replica that asks can find him.
 
-    async def listen(self, stream_id: str) -> None:
-        """Questions are heard from now on, and answered with who is here, as long as anybody is near.
-
-        Nothing is waited for: whoever asks for something behind this has the answer to a later request when he joins.
+        What it gives is to be awaited in there: from then on questions are heard, and answered with who is here.
+        Nothing is waited for: whoever asks for something behind that has the answer to a later request when he joins.
         """
+        self._near[stream_id] = self._near.get(stream_id, 0) + 1
+        try:
+            yield partial(self._listen, stream_id)
+        except BaseException:
+            await self._turn_back(stream_id)
+            raise
+        await self._join(stream_id)
+
+    async def _listen(self, stream_id: str) -> None:
         async with self._lock(stream_id):
             if stream_id not in self._interests and stream_id in self._near:
                 subject = self._context.subjects.presence(stream_id)
                 bus, answer = self._context.link.bus, partial(self._answer, stream_id)
                 self._interests[stream_id] = await bus.subscribe(subject, answer, sure=False)
 
-    async def turn_back(self, stream_id: str) -> None:
-        """He did not join."""
+    async def _turn_back(self, stream_id: str) -> None:
         left = self._near.pop(stream_id, 0) - 1
         if left > 0:
             self._near[stream_id] = left
@@ -79,15 +86,12 @@ class Presence:
             if interest is not None:
                 await interest.unsubscribe()
 
-    async def join(self, stream_id: str) -> None:
-        """Who approached is a subscriber; when this returns every replica that asks can find it.
-
-        When it fails he has turned back.
-        """
+    async def _join(self, stream_id: str) -> None:
+        """When it fails he has turned back."""
         self._counts[stream_id] = self._counts.get(stream_id, 0) + 1
         self._audience.come(stream_id)
         try:
-            await self.listen(stream_id)
+            await self._listen(stream_id)
             if (interest := self._interests.get(stream_id)) is not None:
                 await interest.confirm()
             await self._announce(stream_id, "join")
@@ -106,7 +110,7 @@ class Presence:
             self._counts[stream_id] = had - 1
         if had:  # else `close` was quicker
             self._audience.go(stream_id)
-        await self.turn_back(stream_id)
+        await self._turn_back(stream_id)
 
     def _lock(self, stream_id: str) -> asyncio.Lock:
         return self._locks.setdefault(stream_id, asyncio.Lock())

@@ -174,9 +174,7 @@ class Tail:
             self._replay = Replay(entry.next_index, message.seq)
 
     async def close(self) -> None:
-        """Release everything; readers that still wait are woken and find it closed."""
-        if self._closed:
-            return
+        """Release everything; readers that still wait are woken and find it closed. Once more after an ``open``."""
         self._closed = True
         self._lookout.forget(self)
         if self._forget_reconnect is not None:

@@ -62,7 +62,7 @@ class Tails:
             await tail.close()
 
     async def close(self) -> None:
-        """Close all, whoever still reads."""
+        """Close all, whoever still reads, or is only attaching."""
         tails, self._tails, self._newest = list(self._tails.values()), {}, {}
         for tail in tails:
             await tail.close()

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
-from functools import partial
-from types import TracebackType
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from natsjobs.engine import wire
 from natsjobs.engine.jobs import read_record
 from natsjobs.engine.presence import Presence
 from natsjobs.engine.reader import LogReader
+from natsjobs.engine.reading import Reading
 from natsjobs.engine.replica import Replica
 from natsjobs.engine.subscribing import Handlers, HandlerSubscription
 from natsjobs.engine.tails import Tails
 from natsjobs.engine.terminals import End, count_events
 from natsjobs.errors import InvalidArgumentError, JobClosedError, JobNotFoundError, NotOpenError
-from natsjobs.interfaces import Callback, EndCallback, EventReader, Handler
+from natsjobs.interfaces import Callback, EndCallback, Handler
 from natsjobs.models import StreamEvent
 
 _GLANCE = 0.01
@@ -42,20 +41,20 @@ class EngineTransport:
         self._tails = Tails(self._context)
         self._presence = Presence(self._context, replica.audience)
         self._subscriptions: dict[str, set[HandlerSubscription]] = {}
-        self._readers: set[_Reading] = set()
+        self._readers: set[Reading] = set()
         self._registrations: dict[str, list[_Disposable]] = {}
         self._opening = asyncio.Lock()
         self._opened = self._destroyed = False
 
     async def _open(self, stream_id: object) -> str:
         checked = self._context.check_id(stream_id, "stream_id")
-        if self._destroyed:
-            raise NotOpenError("this transport was destroyed; make a new one")
         if not self._opened:
             async with self._opening:
-                if not self._opened:
+                if not (self._opened or self._destroyed):
                     await self.replica.open(self)
                     self._opened = True
+        if self._destroyed:
+            raise NotOpenError("this transport was destroyed; make a new one")
         return checked
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -68,9 +67,9 @@ class EngineTransport:
         generation: str | None = None,
         wait: float = 0.0,
         follow: bool = False,
-    ) -> _Reading:
+    ) -> Reading:
         """Replay, then live, then the terminal record."""
-        return _Reading(self, stream_id, after, generation, wait, follow=follow)
+        return Reading(self, stream_id, after, generation, wait, follow=follow)
 
     async def subscribe(
         self,
@@ -92,21 +91,15 @@ class EngineTransport:
             handlers, lambda: LogReader(self._context, self._tails, stream_id, follow=True), self._forget(stream_id)
         )
         self._subscriptions.setdefault(stream_id, set()).add(subscription)
-        presence = self._presence
-        presence.approach(stream_id)
         try:
-            try:
-                await presence.listen(stream_id)
+            async with self._presence.joining(stream_id) as listen:
+                await listen()
                 await subscription.attach()  # before it joins: then an owner sends what it held back for nobody
-            except BaseException:
-                await presence.turn_back(stream_id)
-                raise
-            await presence.join(stream_id)
             subscription.joined = True
             try:
                 subscription.begin()
             except NotOpenError:
-                await presence.leave(stream_id)
+                await self._presence.leave(stream_id)
                 raise
         except BaseException:
             await subscription.unsubscribe()
@@ -253,7 +246,9 @@ class EngineTransport:
         if self._destroyed:
             return
         self._destroyed = True
-        if self._opened:
+        async with self._opening:  # whoever is just opening it does that first
+            opened = self._opened
+        if opened:
             patience = self._context.config.timing.abort
             await self._let_hear(patience)
             names = {*self._subscriptions, *self._registrations, *(reading.stream_id for reading in self._readers)}
@@ -265,7 +260,7 @@ class EngineTransport:
     async def _let_hear(self, limit: float) -> None:
         """Wait until subscribers have the ends that this replica has written."""
         ended = {generation for _, _, generation in self.replica.runs.retired}
-        followers: list[_Reading | HandlerSubscription] = [*self._readers]
+        followers: list[Reading | HandlerSubscription] = [*self._readers]
         followers += [one for subscriptions in self._subscriptions.values() for one in subscriptions]
         deadline = time.monotonic() + limit
         while any(one.lacks(ended) for one in followers) and time.monotonic() < deadline:
@@ -275,20 +270,16 @@ class EngineTransport:
 
     # -- for readers --------------------------------------------------------------------------------------------
 
-    async def attach(self, reading: _Reading, after: str | None, generation: str | None, wait: float) -> LogReader:
+    async def attach(self, reading: Reading, after: str | None, generation: str | None, wait: float) -> LogReader:
         """Enter one ``read``."""
-        await self._open(reading.stream_id)
-        reader = LogReader(self._context, self._tails, reading.stream_id, follow=reading.follow)
+        if generation is not None:
+            self._context.check_id(generation, "generation")
+        stream_id = await self._open(reading.stream_id)
+        reader = LogReader(self._context, self._tails, stream_id, follow=reading.follow)
         self._readers.add(reading)
         try:
-            self._presence.approach(reading.stream_id)
-            listen = partial(self._presence.listen, reading.stream_id)
-            try:
-                await reader.start_at(after, generation, wait, listen, self._likely(reading.stream_id))
-            except BaseException:
-                await self._presence.turn_back(reading.stream_id)
-                raise
-            await self._presence.join(reading.stream_id)
+            async with self._presence.joining(stream_id) as listen:
+                await reader.start_at(after, generation, wait, listen, self._likely(stream_id))
         except BaseException:
             self._readers.discard(reading)
             await reader.close()
@@ -299,7 +290,7 @@ class EngineTransport:
         """The generation that the record will probably name: the one that is written or followed here."""
         return self.replica.runs.newest(stream_id) or self._tails.newest(stream_id)
 
-    async def detach(self, reading: _Reading, reader: LogReader) -> None:
+    async def detach(self, reading: Reading, reader: LogReader) -> None:
         """Leave it."""
         self._readers.discard(reading)
         try:
@@ -311,47 +302,6 @@ class EngineTransport:
 def _check_callable(field: str, value: object) -> None:
     if not callable(value):
         raise InvalidArgumentError(field, f"must be callable, not {type(value).__name__}")
-
-
-class _Reading:
-    """The context manager that ``read`` gives out: owns one reader."""
-
-    def __init__(
-        self,
-        transport: EngineTransport,
-        stream_id: str,
-        after: str | None,
-        generation: str | None,
-        wait: float,
-        *,
-        follow: bool,
-    ) -> None:
-        self.stream_id, self.follow = stream_id, follow
-        self._transport, self._after, self._generation, self._wait = transport, after, generation, wait
-        self._reader: LogReader | None = None
-
-    async def __aenter__(self) -> EventReader:
-        if self._reader is not None:
-            raise NotOpenError("this context manager was already entered; call subscribe() again")
-        if self._generation is not None:
-            self._transport.replica.context.check_id(self._generation, "generation")
-        self._reader = await self._transport.attach(self, self._after, self._generation, self._wait)
-        return self._reader
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def lacks(self, ended: Collection[str]) -> bool:
-        """Whether one of these generations is being read, and its end was not given yet."""
-        return self._reader is not None and self._reader.cursor is not None and self._reader.lacks(ended)
-
-    async def close(self) -> None:
-        """Detach; idempotent."""
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            await self._transport.detach(self, reader)
 
 
 class _Tracked:

@@ -1,7 +1,8 @@
 """Who may do what: the application's hook, and small parts to build one from.
 
-The gateway asks the hook once per request and obeys; it decides nothing itself and keeps no identities. ``/healthz``
-and ``/readyz`` are for probes and ask nobody.
+The gateway asks the hook once per request for jobs or figures and obeys; it decides nothing itself and keeps no
+identities. ``/healthz`` and ``/readyz`` are for probes and ask nobody, nor do the page's own files and
+``/openapi.json``, in which nothing of anybody is.
 """
 
 from __future__ import annotations

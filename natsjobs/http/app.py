@@ -42,7 +42,7 @@ def gateway(
 
     Args:
         jobs: An open manager, on any replica.
-        authorize: Asked once per request, see ``Authorize``; ``owners`` makes one.
+        authorize: Asked once per request for jobs or figures, see ``Authorize``; ``owners`` makes one.
         on_abort: Gets the result of every abort, with the usage that it claimed: bill it there. Without it the
             usage is in the answer, for the client to bill.
         config: Limits and intervals.
@@ -134,7 +134,7 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
             allow_origins=list(origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
-            expose_headers=["x-vercel-ai-ui-message-stream", "x-workflow-stream-tail-index"],
+            expose_headers=["retry-after", "x-vercel-ai-ui-message-stream", "x-workflow-stream-tail-index"],
             allow_credentials="*" not in origins,
         )
     ]

@@ -19,6 +19,7 @@ from starlette.types import Message, Send
 
 from natsjobs.errors import NatsJobsError
 from natsjobs.http.access import Action
+from natsjobs.http.again import meant
 from natsjobs.http.desk import Desk
 from natsjobs.http.problems import problem
 from natsjobs.telemetry import measures
@@ -67,7 +68,7 @@ class Figures:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                hub.add(measures.HTTP_RESPONSES, 1, str(message["status"]))
+                hub.add(measures.HTTP_RESPONSES, 1, str(meant(message)))
             await send(message)
 
         self._open += 1

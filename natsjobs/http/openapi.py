@@ -143,7 +143,11 @@ OPERATIONS: dict[tuple[str, str], Document] = {
         ],
         "responses": _answers(
             {
-                200: {"description": "events, until the job has ended", "content": _EVENTS},
+                200: {
+                    "description": "events, until the job has ended; for who accepts `text/event-stream` also in place "
+                    "of 429 and 503: no event, `retry`, and the end",
+                    "content": _EVENTS,
+                },
                 204: {"description": "everything was seen, the end too: do not connect again"},
             },
             *(400, 401, 403, 404, 409, 410, 429, 500, 503),

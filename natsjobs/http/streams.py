@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 from natsjobs.errors import JobNotFoundError
 from natsjobs.http import requests
 from natsjobs.http.access import Action
+from natsjobs.http.again import Again
 from natsjobs.http.delivery import Frames
 from natsjobs.http.desk import Desk
 from natsjobs.http.feed import Feed
@@ -34,7 +36,7 @@ class Streams:
     def routes(self) -> list[BaseRoute]:
         """Where they are."""
         return [
-            Route("/streams/{stream_id}/events", self.events, methods=["GET"]),
+            Route("/streams/{stream_id}/events", self.events, methods=["GET"], middleware=[Middleware(Again)]),
             Route("/streams/{stream_id}/state", self.state, methods=["GET"]),
             Route("/streams/{stream_id}/abort", self.abort, methods=["POST"]),
             Route("/streams/{stream_id}", self.job, methods=["GET"]),

@@ -76,10 +76,8 @@ class Inspection:
     # -- facts --------------------------------------------------------------------------------------------------------
 
     async def server(self) -> ServerFacts:
-        """The server, by its own words and one round trip."""
-        nc, began = self._wire.nc, time.monotonic()
-        await nc.flush()
-        took = time.monotonic() - began
+        """The server, by its own words and one round trip. Raises as ``Wire.round_trip`` does."""
+        took, nc = await self._wire.round_trip(self._limit), self._wire.nc
         info = server_info(nc)
         return ServerFacts(
             str(info.get("version", "?")),

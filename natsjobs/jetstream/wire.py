@@ -140,6 +140,23 @@ class Wire(Connection):
         else:
             asyncio.get_running_loop().call_soon(callback)
 
+    async def round_trip(self, limit: float) -> float:
+        """Seconds in which the server has processed all that was sent so far.
+
+        Raises:
+            UnavailableError: It has not, within ``limit`` seconds.
+        """
+        began = time.monotonic()
+        try:
+            answered = await (await self._ready(limit)).barrier(limit)
+        except RequestFailedError:
+            answered = False
+        if not answered:
+            raise UnavailableError(
+                f"the server has not answered within {limit:g} s; look at its log, its load and the network to it"
+            )
+        return time.monotonic() - began
+
     # -- interests ----------------------------------------------------------------------------------------------------
 
     async def subscribe(self, interest: WireInterest, *, limit: float, sure: bool = True) -> None:

@@ -122,3 +122,22 @@ async def test_a_browser_stops_at_the_end_of_an_aborted_job(tab, open_gateway, j
         await seen(page, 1)
         await jobs.abort("s")
     await check(page, [{"n": 1}], end="aborted")
+
+
+async def test_a_browser_that_is_refused_for_now_comes_again_and_misses_nothing(tab, open_gateway, jobs):
+    """Its gateway closes and still answers; as soon as the address leads to another one it goes on there."""
+    gates = [await open_gateway(jobs, config=GatewayConfig(retry=0.05)) for _ in range(2)]
+    async with proxying(gates[0].port) as proxy:
+        page = await tab()
+        await page.goto(f"{proxy.url}/healthz")
+        async with jobs.start("s", user_id="alice") as run:
+            await run.emit({"n": 1})
+            await page.evaluate(LISTEN, "/streams/s/events?raw=1")
+            await seen(page, 1)
+            gates[0].app.close()
+            await eventually(lambda: page.evaluate("breaks >= 2"), what="the page was refused once")
+            await run.emit({"n": 2})
+            assert await page.evaluate("source.readyState") != CLOSED
+            proxy.target = gates[1].port
+            await seen(page, 2)
+        await check(page, [{"n": 1}, {"n": 2}])

@@ -9,9 +9,12 @@ import subprocess
 
 import pytest
 from gateways import data, get
+from starlette.exceptions import HTTPException
 from waiting import emit_stored, eventually, read_all, soon
 
 from natsjobs.http import GatewayConfig
+from natsjobs.telemetry import measures
+from natsjobs.telemetry.listening import hub
 
 
 async def begin(store, transport, count, *, stream_id="s", **options):
@@ -203,3 +206,93 @@ async def test_a_manager_that_closes_ends_its_readers(open_gateway, backend, sto
     await replica.manager.__aexit__(None, None, None)
     assert {frame.event for frame in await soon(reading)} <= {"message"}
     assert (await gate.client.get("/streams/s/events")).status_code == 503
+
+
+# -- refusals that pass ---------------------------------------------------------------------------------------------
+
+LISTENING = {"Accept": "text/event-stream"}
+"""What ``EventSource`` says. Any status but 200 ends it for good."""
+
+
+def check_comes_again(answer, status):
+    """The refusal is a stream that ends, and says when to come again and why; by itself it would be ``status``."""
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert "no-store" in answer.headers["cache-control"]
+    retry, comment = answer.text.splitlines()
+    seconds = int(answer.headers["retry-after"])
+    assert seconds * 1000 <= int(retry.removeprefix("retry: ")) <= seconds * 1500
+    assert comment.startswith(f": {status} ")
+    assert json.loads(comment.removeprefix(f": {status} "))["message"]
+
+
+async def test_event_sources_that_are_refused_for_now_come_again(open_gateway, store, transport, jobs):
+    """Where one is too many, where all are, and where it is being closed; others are told as ever."""
+    await begin(store, transport, 1)
+    gate = await open_gateway(jobs, config=GatewayConfig(stream_connections=1, connections=2, origins=("http://x",)))
+    path, writers = "/streams/s/events", [(await gate.raw(get("/streams/s/events")))[1]]
+    await eventually(lambda: gate.app.open_streams == 1)
+    answer = await gate.client.get(path, headers={**LISTENING, "Origin": "http://x"})
+    check_comes_again(answer, 429)
+    assert answer.headers["access-control-allow-origin"] == "http://x"
+    assert answer.headers["connection"] == "close"  # or it would come again to this very process
+    assert (await gate.client.get(path, headers={"Accept": "*/*"})).status_code == 429
+    assert (await gate.client.get("/api/chat/s/stream", headers=LISTENING)).status_code == 429
+    await begin(store, transport, 0, stream_id="b")
+    writers.append((await gate.raw(get("/streams/b/events")))[1])
+    await eventually(lambda: gate.app.open_streams == 2)
+    check_comes_again(await gate.client.get(path, headers=LISTENING), 503)
+    gate.app.close()
+    check_comes_again(await gate.client.get(path, headers={"Accept": "text/html, text/event-stream;q=0.9"}), 503)
+    for writer in writers:
+        writer.close()
+    await transport.emit_done("b", None)
+
+
+async def test_event_sources_come_again_while_nats_is_away_and_not_for_what_is_for_good(open_gateway, backend, store):
+    """Also where the hook finds that out, or refuses for a while itself; 404 and 403 stay what they are."""
+    await store.create_job("s", "alice")
+    replica = await backend.replica(backend.config(timing={"request": 1.0}), role="gateway")
+
+    async def authorize(request, stream_id, action):
+        if "busy" in request.query_params:
+            raise HTTPException(503, "two\nlines")
+        return await replica.store.get_job(stream_id) if "look" in request.query_params else stream_id != "closed"
+
+    gate = await open_gateway(replica.manager, authorize=authorize)
+    assert (await gate.client.get("/streams/nobody/events", headers=LISTENING)).status_code == 404
+    assert (await gate.client.get("/streams/closed/events", headers=LISTENING)).status_code == 403
+    assert (await gate.client.get("/streams/s/events?after=x", headers=LISTENING)).status_code == 400
+    check_comes_again(await gate.client.get("/streams/s/events?busy", headers=LISTENING), 503)
+    await replica.kill()
+    asking = [gate.client.get(f"/streams/s/events{query}", headers=LISTENING) for query in ("", "?look")]
+    *answers, plain = await asyncio.gather(*asking, gate.client.get("/streams/s/events"))
+    for answer in answers:
+        check_comes_again(answer, 503)
+    assert plain.status_code == 503
+
+
+async def test_a_refusal_that_passes_is_counted_as_what_it_is(open_gateway, store, transport, jobs):
+    """The figures of answers know nothing of the 200."""
+    gate = await open_gateway(jobs, config=GatewayConfig(metrics="open"))
+    await begin(store, transport, 1)
+    gate.app.close()
+    counted = Responses()
+    detach = hub.attach(counted)
+    try:
+        check_comes_again(await gate.client.get("/streams/s/events", headers=LISTENING), 503)
+    finally:
+        detach()
+    assert counted.statuses == ["503"]
+
+
+class Responses:
+    """An exporter that keeps the statuses of answers."""
+
+    def __init__(self):
+        self.statuses = []
+
+    def add(self, measure, value, labels):
+        """As an exporter."""
+        del value
+        if measure is measures.HTTP_RESPONSES:
+            self.statuses += labels

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from backends import NatsBackend
-from jetstream_kit import Space, cluster, config, server, space
+from jetstream_kit import Proxy, Space, cluster, config, server, space
 from test_cli import Cli
-from waiting import eventually
+from waiting import eventually, soon
 
 import natsjobs
 from natsjobs import Config
@@ -136,6 +136,19 @@ async def test_an_account_that_is_nearly_full_is_named(tmp_path: Path) -> None:
             found = await examine(made.url, room.config)
     assert levels(found["jetstream"]) == ["warning"]
     assert "max_storage" in found["jetstream"][0].fix
+
+
+async def test_a_server_that_falls_silent_is_a_finding_and_the_checks_go_on(newest_server: str) -> None:
+    """Behind a wire that carries nothing any more the round trip has no end: that is said, and what comes next too."""
+    settings = config(request=0.3)
+    async with Proxy(int(newest_server.rpartition(":")[2])) as proxy:
+        link = NatsLink.dial(proxy.url, settings)
+        async with link.visit() as inspection:
+            await proxy.cut()
+            async with contextlib.aclosing(Doctor(link, inspection, settings, None).findings()) as findings:
+                silent, following = [await soon(anext(findings)) for _ in range(2)]
+    assert (silent.check, silent.level, following.check) == ("server", "skipped", "jetstream")
+    assert "has not answered within 0.3 s" in silent.found
 
 
 # -- stream and bucket ------------------------------------------------------------------------------------------------

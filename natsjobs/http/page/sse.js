@@ -93,7 +93,8 @@ export class Follower {
     this.#abort.signal.addEventListener("abort", giveUp);
     let silence = setTimeout(giveUp, SILENCE);
     try {
-      const headers = { Accept: "text/event-stream", ...(this.cursor ? { "Last-Event-ID": this.cursor } : {}) };
+      // Without `Accept: text/event-stream`, which would hide a status that passes, for the sake of `EventSource`.
+      const headers = this.cursor ? { "Last-Event-ID": this.cursor } : {};
       const response = await request(streamPath(this.id, "/events"), { headers, signal: attempt.signal });
       if (this.#stopped) return "over";
       if (response.status === 204) return this.#over("ended");
