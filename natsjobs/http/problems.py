@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from natsjobs.errors import (
+    ConfigError,
     GenerationReplacedError,
     HistoryLostError,
     InvalidArgumentError,
@@ -67,8 +68,11 @@ def problem(status: int, code: str, message: str, **fields: Any) -> Response:
     return json_answer({"error": code, "message": message, **fields}, status)
 
 
-async def of_library(_: Request, error: Exception) -> Response:
+async def of_library(request: Request, error: Exception) -> Response:
     """An error of natsjobs."""
+    if isinstance(error, ConfigError):  # a ``fold`` of the application's: no waiting mends it
+        _log.error("a request could not be answered: %s", error, exc_info=error)
+        return await of_defect(request, error)
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
             names = {"stream_id": "streamId", "generation": "generation", "field": "field"}

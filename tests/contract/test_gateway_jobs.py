@@ -36,6 +36,22 @@ async def test_a_job_and_its_state_are_their_wire_forms(gate, store, transport, 
         assert (await gate.client.get(path)).json()["error"] == "job_not_found"
 
 
+async def test_a_fold_that_fails_is_a_defect_and_not_said_to_pass(open_gateway, backend, caplog):
+    """Whoever comes again would hear it again; what it was is in the log, and only there."""
+
+    def fold(events):
+        return [event["no such key"] for event in events]
+
+    replica = await backend.replica(backend.config(fold=fold))
+    gate = await open_gateway(replica.manager)
+    await replica.store.create_job("s", "alice")
+    await emit_stored(replica.transport, "s", {"text": "x"})
+    answer = await gate.client.get("/streams/s/state")
+    assert (answer.status_code, answer.json()["error"]) == (500, "internal_error")
+    assert "no such key" not in answer.text
+    assert "no such key" in caplog.text
+
+
 async def test_an_abort_stops_the_run_on_any_replica_and_tells_what_it_did(open_gateway, jobs, jobs_b):
     """The owner's body is interrupted; a second abort, and one of another generation, change nothing."""
     gate = await open_gateway(jobs_b)
