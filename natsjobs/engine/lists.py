@@ -1,17 +1,19 @@
 """Lists of jobs: all of them from their records, the running ones of a user from the index.
 
-Guarantees that a user's list costs what the user's own jobs cost, however many others there are. It changes nothing
-but index entries that are stale.
+Guarantees that a user's list costs what the user's own jobs cost, however many others there are, and that a list of
+all holds up no other task for longer than a page takes. It changes nothing but index entries that are stale.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import active_key, job_key, record_of
 from natsjobs.engine.moment import Moment
-from natsjobs.engine.records import ConflictError
+from natsjobs.engine.ports import Message
+from natsjobs.engine.records import ConflictError, slot_of
 from natsjobs.models import Job, JobStatus
 
 
@@ -24,16 +26,20 @@ class Lists:
 
     async def jobs(self, user_id: str | None, status: JobStatus | None, tenant_id: str | None) -> list[Job]:
         """The newest generation of each stream id, newest first; ``None`` does not filter."""
-        slots = await self._context.records.list(self._context.subjects.records("job"))
-        jobs = [
-            record.job
-            for slot in slots
-            if (record := record_of(slot)) is not None
-            and user_id in {None, record.job.user_id}
-            and status in {None, record.job.status}
-            and tenant_id in {None, record.job.tenant_id}
-        ]
-        return sorted(jobs, key=lambda job: job.created_at, reverse=True)
+        jobs: list[Job] = []
+
+        def take(page: Iterable[Message]) -> None:
+            jobs.extend(
+                record.job
+                for message in page
+                if (record := record_of(slot_of(message))) is not None
+                and user_id in {None, record.job.user_id}
+                and status in {None, record.job.status}
+                and tenant_id in {None, record.job.tenant_id}
+            )
+
+        await self._context.records.visit(self._context.subjects.records("job"), take)
+        return sorted(jobs, key=lambda job: (job.created_at, job.generation), reverse=True)
 
     async def active(self, user_id: str, tenant_id: str | None) -> list[str]:
         """Stream ids of the user's jobs that have not ended; stale entries are removed on the way."""

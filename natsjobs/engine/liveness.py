@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -28,7 +28,8 @@ from natsjobs.engine.aborts import Aborts
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import is_generation
 from natsjobs.engine.patience import patiently
-from natsjobs.engine.ports import Incoming, Interest, NoReplyError, NoRespondersError
+from natsjobs.engine.ports import Incoming, Interest, Message, NoReplyError, NoRespondersError
+from natsjobs.engine.records import slot_of
 from natsjobs.engine.runs import Runs, lost_end
 from natsjobs.errors import JobClosedError, NatsJobsError, PermissionDeniedError, UnavailableError
 from natsjobs.models import EndReason
@@ -233,12 +234,16 @@ class Liveness:
         """Give every job of a dead owner its terminal record."""
         subjects = self._context.subjects
         left: list[tuple[str, str]] = []
-        for slot in await self._context.records.list(subjects.records("active")):
-            parts = subjects.split_record(slot.key)
-            entry = slot.value or {}
-            generation = entry.get("generation")
-            if parts is not None and len(parts) == 3 and entry.get("owner") == owner and is_generation(generation):
-                left.append((parts[2], str(generation)))
+
+        def take(page: Iterable[Message]) -> None:
+            for message in page:
+                parts = subjects.split_record(message.subject)
+                entry = slot_of(message).value or {}
+                generation = entry.get("generation")
+                if parts is not None and len(parts) == 3 and entry.get("owner") == owner and is_generation(generation):
+                    left.append((parts[2], str(generation)))
+
+        await self._context.records.visit(subjects.records("active"), take)
         if left:
             _log.warning("owner %s is gone; ending its %d jobs", owner, len(left))
         hub.add(measures.OWNERS_LOST)

@@ -26,7 +26,7 @@ from natsjobs.http.desk import Desk
 from natsjobs.http.problems import json_answer
 from natsjobs.manager import JobManager
 from natsjobs.models import Job, JobStatus
-from natsjobs.tasks import Tasks
+from natsjobs.tasks import Tasks, in_steps
 
 _FRESH = 1.0
 _SHARE = 10.0  # a listing that took long is kept longer: at most a tenth of the time goes into listing
@@ -160,7 +160,10 @@ class Directory:
     async def _list(self) -> NatsJobsError | None:
         started = time.monotonic()
         try:
-            rows = [Row.of(job) for job in await self._jobs.list_jobs()]
+            rows = list[Row]()
+            for step in in_steps(await self._jobs.list_jobs()):
+                rows += map(Row.of, step)
+                await asyncio.sleep(0)
         except NatsJobsError as error:
             return error  # for each request that waits, and for no log of background tasks
         took = time.monotonic() - started

@@ -13,11 +13,11 @@ from virtual_time import Virtual
 
 from natsjobs import Config, UserMessage
 from natsjobs.config import Retention, Timing
-from natsjobs.engine import garbage
+from natsjobs.engine import garbage, wire
 from natsjobs.engine import survey as survey_module
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import record_of
-from natsjobs.engine.ports import Message
+from natsjobs.engine.ports import PAGE, Message
 from natsjobs.engine.records import slot_of
 from natsjobs.engine.survey import Survey
 from natsjobs.memory import MemoryJobStore, MemorySystem
@@ -195,6 +195,15 @@ class Counting(dict[Any, Any]):
         self.asked += 1
         self.most = max(self.most, self.asked)
 
+    def counted(self, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Each call is once more."""
+
+        def counting(value: Any) -> Any:
+            self.count()
+            return call(value)
+
+        return counting
+
     async def turns(self) -> None:
         """Somebody else, who wants to go on all the time."""
         while True:
@@ -230,6 +239,12 @@ def test_thousands_are_gone_through_in_small_steps(clock: Virtual, monkeypatch: 
             patch.setattr(replica.context.subjects, "split_event", lambda _: counting.count())
             await replica.upkeep.sweep()
             assert counting.most == STEP, "logs"
+        with monkeypatch.context() as patch:
+            patch.setattr(wire, "decode_object", counting.counted(wire.decode_object))
+            for what in (store.list_jobs(), replica.liveness._reap("nobody")):
+                counting.most = 0
+                assert len(await what or range(JOBS)) == JOBS
+                assert 0 < counting.most <= PAGE
         other.cancel()
         await store.destroy()
 
