@@ -138,7 +138,8 @@ class Ends:
         key = (stream_id, generation)
         watch = self._watches.get(key)
         if watch is None:
-            watch = self._watches[key] = _Watch(self, stream_id, generation, self._context.config.timing.look)
+            end, look = self._context.subjects.end(stream_id, generation), self._context.config.timing.look
+            watch = self._watches[key] = _Watch(self, key, end, look)
         return watch
 
     async def _open(self, watch: _Watch) -> None:
@@ -227,8 +228,7 @@ class Ends:
 
     async def _doubtful(self, watches: list[_Watch]) -> list[_Watch]:
         """Those that have an end by any replica, or no log; with no answer of a replica each is looked at."""
-        subjects = self._context.subjects
-        ends = {subjects.end(*watch.key): watch for watch in watches}
+        ends = {watch.end: watch for watch in watches}
         found = await self._context.link.events.newest(list(ends))
         if found is None:
             return watches
@@ -241,7 +241,8 @@ class Ends:
         """Those of which a replica holds no log: by halves, for its answer says how many there are, and not which."""
         if not watches:
             return []
-        there = await self._context.link.events.held([self._context.subjects.log(*watch.key) for watch in watches])
+        log_beside = self._context.subjects.log_beside
+        there = await self._context.link.events.held([log_beside(watch.end) for watch in watches])
         if there == len(watches):
             return []
         if not there or len(watches) == 1:
@@ -270,11 +271,10 @@ class Ends:
         if watch.closed:
             return True
         subjects, events = self._context.subjects, self._context.link.events
-        end = subjects.end(*watch.key)
         watch.looking = True
         try:
-            message = await events.last(end)
-            terminal = await find_terminal(self._context.link, end, message) if message is not None else None
+            message = await events.last(watch.end)
+            terminal = await find_terminal(self._context.link, watch.end, message) if message is not None else None
             gone = (
                 message is None
                 and watch.looks.silent >= _SETTLED
@@ -308,11 +308,14 @@ class EndRegistration:
 class _Watch:
     """One generation whose end is waited for."""
 
-    __slots__ = ("_ends", "closed", "due", "interest", "key", "looked", "looking", "looks", "newborn", "registrations")
+    __slots__ = (
+        "_ends", "closed", "due", "end", "interest", "key", "looked", "looking", "looks", "newborn", "registrations",
+    )  # fmt: skip
 
-    def __init__(self, ends: Ends, stream_id: str, generation: str, look: float) -> None:
-        self._ends = ends
-        self.key = (stream_id, generation)
+    def __init__(self, ends: Ends, key: tuple[str, str], end: str, look: float) -> None:
+        self._ends, self.key = ends, key
+        self.end = end
+        """The subject of its end, kept: putting it together is half of what a look among thousands costs."""
         self.registrations: list[EndRegistration] = []
         self.interest: Interest | None = None
         self.closed = self.looking = False

@@ -16,6 +16,9 @@ message that was the newest then, and no other, is read there once, whoever look
 Whether what was seen is still there (B11) is asked, too: of all as soon as the stream does not go on, and of each at
 every fifth look of his silence (``unproven``). What is not found again is for the leader.
 
+Of whom nothing new was found is in a group from then on, until he has something else to do (``followers``): all of a
+group are asked about in one question, and nothing is done for each as long as the answer says nothing of him.
+
 That trusts a replica that is as far as the leader to hold what lies before, for ten looks at most: then each asks the
 leader himself, whatever replicas have said (``alone``), which is some 100 s. It is never the first looks after an
 attach, and not every fifth: ten thousand followers would take a seventh of a server's core for that.
@@ -27,17 +30,15 @@ import asyncio
 import heapq
 import math
 import random
-from collections.abc import Iterable, Iterator
-from typing import Final, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 
 from natsjobs.engine.context import Context
+from natsjobs.engine.followers import NEVER, Follower, Group
 from natsjobs.engine.ports import MOST_NEWEST, Newer, StreamState
 from natsjobs.errors import ConnectionLostError, NatsJobsError, PermissionDeniedError
 from natsjobs.telemetry import measures
 from natsjobs.telemetry.listening import hub
-
-NEVER: Final = math.inf
-UNCHECKED: Final[tuple[object, int]] = (None, 0)
 
 _ALL = ">"
 _FEW = 2
@@ -49,53 +50,6 @@ _TRIES, _LAG = 3, 0.02
 """A replica that is behind the leader is so for milliseconds; then others, or the same one, are asked again."""
 
 
-class Follower(Protocol):
-    """Who looks: a tail."""
-
-    scope: str
-    """Of its log."""
-    due: float
-    """For the lookout: when it looks."""
-    checked: tuple[object, int]
-    """For the lookout: up to where nothing new was found, and as long as what holds."""
-
-    @property
-    def seq(self) -> int:
-        """The newest message known."""
-        ...
-
-    @property
-    def waits(self) -> bool:
-        """Whether it waits for its next look, and nothing else is under way or has ended it."""
-        ...
-
-    @property
-    def alone(self) -> bool:
-        """Whether this look is one that it makes at the leader itself, whatever a replica would say."""
-        ...
-
-    @property
-    def unproven(self) -> bool:
-        """Whether it has to know that its newest message is still there."""
-        ...
-
-    def look(self, *, doubtful: bool = False) -> None:
-        """Look at the leader, now or behind the look under way. ``doubtful``: what was seen seems to be gone."""
-        ...
-
-    def nothing_new(self, *, proven: bool) -> None:
-        """It was looked for; ``proven``: what was unproven then is there."""
-        ...
-
-    def failed(self, error: NatsJobsError) -> None:
-        """It could not be looked."""
-        ...
-
-    def settle(self) -> None:
-        """Its look is over: it expects the next one."""
-        ...
-
-
 class Lookout:
     """All followers of one transport."""
 
@@ -103,7 +57,7 @@ class Lookout:
         """Nobody follows anything yet."""
         self._context = context
         self._events = context.link.events
-        self._due: dict[float, set[Follower]] = {}
+        self._due: dict[float, set[Follower | Group]] = {}
         self._ticks: list[float] = []  # a heap of its keys
         self._phase = random.random()  # noqa: S311 - spreads the looks of many processes, no secret
         self._timer: asyncio.TimerHandle | None = None
@@ -121,21 +75,23 @@ class Lookout:
         """
         if follower.due == _NOW:
             return
-        grid = 2.0 ** (math.frexp(pause)[1] - 4)
-        tick = math.floor((asyncio.get_running_loop().time() + pause - self._phase) / grid) * grid + self._phase
+        if follower.group is not None:
+            follower.group.drop(follower)
+        tick = self._tick(pause)
         if tick != follower.due:
             self._put(follower, tick)
 
     def at_once(self, follower: Follower) -> None:
         """It looks now, with all others of whom that is said in this turn of the loop."""
+        if follower.group is not None:
+            follower.group.give_back(follower)
         self._put(follower, _NOW)
 
     def forget(self, follower: Follower) -> None:
         """It looks no more, until it is expected again."""
-        if follower.due != NEVER:
-            if (others := self._due.get(follower.due)) is not None:
-                others.discard(follower)
-            follower.due = NEVER
+        if follower.group is not None:
+            follower.group.drop(follower)
+        self._take_out(follower)
 
     def close(self) -> None:
         """Nobody looks any more."""
@@ -143,14 +99,24 @@ class Lookout:
         self._ticks.clear()
         self._set_timer()
 
-    def _put(self, follower: Follower, tick: float) -> None:
-        self.forget(follower)
-        follower.due = tick
+    def _tick(self, pause: float) -> float:
+        grid = 2.0 ** (math.frexp(pause)[1] - 4)
+        return math.floor((asyncio.get_running_loop().time() + pause - self._phase) / grid) * grid + self._phase
+
+    def _take_out(self, one: Follower | Group) -> None:
+        if one.due != NEVER:
+            if (others := self._due.get(one.due)) is not None:
+                others.discard(one)
+            one.due = NEVER
+
+    def _put(self, one: Follower | Group, tick: float) -> None:
+        self._take_out(one)
+        one.due = tick
         others = self._due.get(tick)
         if others is not None:
-            others.add(follower)
+            others.add(one)
             return
-        self._due[tick] = {follower}
+        self._due[tick] = {one}
         heapq.heappush(self._ticks, tick)
         if self._ticks[0] == tick:
             self._set_timer()
@@ -161,46 +127,67 @@ class Lookout:
         self._timer = asyncio.get_running_loop().call_at(self._ticks[0], self._on_tick) if self._ticks else None
 
     def _on_tick(self) -> None:
-        until, due = asyncio.get_running_loop().time(), list[Follower]()
+        until, followers, groups = asyncio.get_running_loop().time(), list[Follower](), list[Group]()
         while self._ticks and self._ticks[0] <= until:
-            due += self._due.pop(heapq.heappop(self._ticks))
-        for follower in due:
-            follower.due = NEVER
+            for one in self._due.pop(heapq.heappop(self._ticks)):
+                one.due = NEVER
+                if not isinstance(one, Group):
+                    followers.append(one)
+                elif one.looks.proves:  # as each look does that is made alone
+                    followers += one.dissolve()
+                else:
+                    groups.append(one)
         self._set_timer()
-        if due:
-            self._context.spawn(self._look(due), "natsjobs looks")
+        groups = _united(groups)
+        while groups and len(groups[-1]) < _FEW:
+            followers += groups.pop().dissolve()
+        if followers or groups:
+            self._context.spawn(self._look(followers, groups), "natsjobs looks")
 
     # -- what -----------------------------------------------------------------------------------------------------
 
-    async def _look(self, followers: list[Follower]) -> None:
+    async def _look(self, followers: list[Follower], groups: Sequence[Group] = ()) -> None:
         try:
-            waiting = [follower for follower in followers if follower.waits and not follower.alone]
-            if len(waiting) < _FEW:
-                waiting = []
-            together = set(waiting)
+            waiting, busy = list[Follower](), list[Follower]()
             for follower in followers:
-                if follower not in together:
-                    follower.look()
-            if waiting:
-                hub.add(measures.LOOKS, len(waiting))
-                await self._look_together(waiting)
+                (waiting if follower.waits and not follower.alone else busy).append(follower)
+            if len(waiting) < _FEW and not groups:
+                waiting, busy = [], followers
+            for follower in busy:
+                follower.look()
+            if waiting or groups:
+                hub.add(measures.LOOKS, len(waiting) + sum(map(len, groups)))
+                await self._look_together(waiting, groups)
         finally:
-            _settle(followers)
+            self._settle(followers)
+            for group in groups:
+                if group.due == NEVER:
+                    self._expect_group(group)
 
-    async def _look_together(self, followers: list[Follower]) -> None:
-        seqs = [follower.seq for follower in followers]  # before it is asked how far the leader is
+    async def _look_together(self, followers: list[Follower], groups: Sequence[Group]) -> None:
+        # Before it is asked how far the leader is.
+        seqs, known = [follower.seq for follower in followers], [group.seq for group in groups]
         try:
             newest, era = await self._mark()
-        except PermissionDeniedError:
-            for follower in followers:
-                follower.look()  # who may not ask this may perhaps read
-            return
         except NatsJobsError as error:
-            for follower in followers:
-                follower.failed(error)
+            left = [follower for group in groups for follower in group.dissolve()]
+            for follower in followers + left:
+                if isinstance(error, PermissionDeniedError):
+                    follower.look()  # who may not ask this may perhaps read
+                else:
+                    follower.failed(error)
+            self._settle(left)
             return
-        asked = _Asked(followers, seqs, newest, era)
-        await asyncio.gather(*(self._look_at(asked, part) for part in asked.parts()))
+        alike, left = list[Group](), list[Follower]()
+        for group, seq in zip(groups, known, strict=True):
+            if group.checked[0] is era and seq <= newest:
+                alike.append(group)
+            else:
+                left += group.dissolve()
+        # Who has heard of something since then has left his group; a doubt too many is only a look at the leader.
+        asked = _Asked(followers + left, seqs + [follower.seq for follower in left], newest, era)
+        looks = [self._look_at(asked, part) for part in asked.parts()]
+        await asyncio.gather(*looks, *(self._look_at_group(group, newest) for group in alike))
 
     async def _mark(self) -> tuple[int, object]:
         """The newest sequence of the stream at the leader, and the era."""
@@ -236,7 +223,30 @@ class Lookout:
             for follower in followers:
                 follower.failed(error)
         finally:
-            _settle(followers)
+            self._settle(followers, asked.checked)
+
+    async def _look_at_group(self, group: Group, newest: int) -> None:
+        """Nothing is done for each of whom there is nothing new: whoever has something else to do has left."""
+        left = list[Follower]()
+        try:
+            async with self._places:
+                scopes, start = list(group.members), group.checked[1] + 1
+                found = await self._find(scopes, start, newest) if scopes else {}
+            news = group.members if found is None else group.members.keys() & found.keys()
+            for scope in list(news):
+                follower = group.members[scope]
+                if found is None or found[scope] > follower.seq:
+                    left.append(follower)
+                    group.give_back(follower)
+                    follower.look()
+            group.checked = (group.checked[0], newest)
+        except NatsJobsError as error:
+            left += group.dissolve()
+            for follower in left:
+                follower.failed(error)
+        finally:
+            self._settle(left)
+            self._expect_group(group)
 
     async def _find(self, scopes: list[str], start: int, newest: int) -> dict[str, int] | None:
         """The newest sequences of those that have one at or after ``start``; ``None``: nobody knows."""
@@ -262,6 +272,28 @@ class Lookout:
         except NatsJobsError:
             return None  # the leader has just answered: it says what is new, or what is wrong
 
+    # -- when again -----------------------------------------------------------------------------------------------
+
+    def _settle(self, followers: Iterable[Follower], checked: tuple[object, int] | None = None) -> None:
+        """``checked``: what those know now of whom nothing new was found; from now on one answer is for them."""
+        groups = dict[int, Group]()
+        for follower in followers:
+            if follower.group is not None or follower.due != NEVER or not follower.waits:
+                continue  # that was done, or something has come meanwhile
+            if checked is None or follower.checked is not checked or not follower.calm:
+                follower.settle()
+                continue
+            group = groups.get(follower.looks.phase)
+            if group is None:
+                group = groups[follower.looks.phase] = Group(copy(follower.looks), checked)
+            group.add(follower)
+        for group in groups.values():
+            self._expect_group(group)
+
+    def _expect_group(self, group: Group) -> None:
+        if group.members:
+            self._put(group, self._tick(group.looks.latest()))
+
 
 class _Asked:
     """Followers, as they were when they were asked about, each in his place.
@@ -269,12 +301,13 @@ class _Asked:
     No object for each: of ten thousand at a time the garbage collector would walk over everything else that lives.
     """
 
-    __slots__ = ("_checked", "_known", "_proofs", "_seqs", "followers", "newest", "starts")
+    __slots__ = ("_known", "_proofs", "_seqs", "checked", "followers", "newest", "starts")
 
     def __init__(self, followers: list[Follower], seqs: list[int], newest: int, era: object) -> None:
         """``seqs``: the newest messages that they know. ``era``: ``None`` if nobody knows it."""
         self.followers, self._seqs, self.newest = followers, seqs, newest
-        self._checked = (era, newest) if era is not None else None
+        self.checked = (era, newest) if era is not None else None
+        """What who has no news knows then; ``None``: he goes on from what he knew, the next look sees if it holds."""
         self.starts: list[int] = []
         """What is older says nothing."""
         self._proofs: list[bool] = []
@@ -308,12 +341,21 @@ class _Asked:
         if found is None or gone or seq > follower.seq:
             follower.look(doubtful=gone)
         else:
-            if self._checked is not None:  # else he goes on from what he knew: the next look sees whether it holds
-                follower.checked = self._checked
+            if self.checked is not None:
+                follower.checked = self.checked
             follower.nothing_new(proven=proof)
 
 
-def _settle(followers: Iterable[Follower]) -> None:
-    for follower in followers:
-        if follower.waits and follower.due == NEVER:  # else something has come meanwhile
-            follower.settle()
+def _united(groups: list[Group]) -> list[Group]:
+    """The same followers in as few groups as questions can be for, the largest first."""
+    made, open_ = list[Group](), dict[tuple[object, ...], Group]()
+    for group in groups:
+        alike = (group.looks.phase, *group.checked)
+        into = open_.get(alike)
+        if into is not None and len(into) + len(group) <= MOST_NEWEST:
+            into.absorb(group)
+        else:
+            open_[alike] = group
+            made.append(group)
+    made.sort(key=len, reverse=True)
+    return made

@@ -28,6 +28,8 @@ SOON = 0.3
 """The first look after an attach or a repair: what the live path lost in that moment shows by then."""
 SLOWEST = 5
 """Looks at something silent get this many times rarer than ``timing.look``, and no rarer."""
+_ALIKE: Final = 10
+"""From this look on they come as rarely as ever, and so does what is special about every fifth and tenth."""
 JITTER: Final = (0.82, 1.0)
 """The part of ``Looks.latest`` after which a look is made: spreads the looks of many."""
 
@@ -100,6 +102,16 @@ class Looks:
     def alone(self) -> bool:
         """Whether this look, as every tenth, is made at the leader, whatever a replica would say."""
         return self._step % 10 == 6  # one that proves: that is an index for the leader, no search
+
+    @property
+    def phase(self) -> int:
+        """The same for two whose next looks are alike from now on."""
+        step = self._step
+        return step if step < _ALIKE else _ALIKE + step % 10
+
+    def go_on(self, other: Looks) -> None:
+        """Be where ``other`` is."""
+        self._step = other._step
 
     def again(self) -> None:
         """Attached, or repaired a gap: the next look comes soon."""

@@ -93,11 +93,12 @@ class Runs:
         key, now = (job.stream_id, job.generation), time.monotonic()
         self.owned[key] = Run(job, now, now, by)
         self._newest[job.stream_id] = job.generation
-        self._writers.add(self._appender(*key, position))
+        self._writers.add(self._appender(*key, position), owned=True)
 
     def disown(self, stream_id: str, generation: str, terminal: wire.Terminal | None = None) -> None:
         """Forget a run that never became one, or has ended (``terminal``)."""
         owned = self.owned.pop((stream_id, generation), None)
+        self._writers.disown(stream_id, generation)
         if hub.tracer is not None:
             with hub.tracing() as tracer:
                 status = terminal.status.value if terminal is not None else None
@@ -192,7 +193,7 @@ class Runs:
             if position is None:
                 raise JobClosedError(stream_id, generation)
             appender = self._appender(stream_id, generation, position)
-            self._writers.add(appender)
+            self._writers.add(appender, owned=key in self.owned)
             return appender
 
     async def terminal_of(self, stream_id: str, generation: str) -> wire.Terminal | None:
@@ -322,23 +323,23 @@ class Runs:
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
-        others = list[Appender]()
-        for step in in_steps(self._writers):
-            others += (one for one in step if (one.stream_id, one.generation) not in self.owned)
+        owing = deque[Appender](maxlen=_MOST_OWING)
+        for step in in_steps(self._writers.others):
+            owing += (writer for writer in step if writer.owes)
             await asyncio.sleep(0)
-        owing = {*[writer for writer in others if writer.owes][-_MOST_OWING:]}
-        for appender in others:
-            if appender in owing:
-                continue  # the next call on it is to hear that its events were not stored
-            key = (appender.stream_id, appender.generation)
-            if key in self.owned or key in self.unstored or self._writers.get(*key) is not appender:
-                continue
-            if appender.idle and appender.last_stored < horizon:
-                self._writers.remove(appender)
-                if self._newest.get(key[0]) == key[1]:
-                    del self._newest[key[0]]
-                if (watch := self._watched.pop(key, None)) is not None:
-                    await watch.dispose()
+        kept = set(owing)  # the next call on one of these is to hear that its events were not stored
+        for step in in_steps(self._writers.others):
+            for appender in step:
+                key = (appender.stream_id, appender.generation)
+                if appender in kept or key in self.unstored or self._writers.get(*key) is not appender:
+                    continue
+                if appender.idle and appender.last_stored < horizon:
+                    self._writers.remove(appender)
+                    if self._newest.get(key[0]) == key[1]:
+                        del self._newest[key[0]]
+                    if (watch := self._watched.pop(key, None)) is not None:
+                        await watch.dispose()
+            await asyncio.sleep(0)
 
     async def touch(self, run: Run) -> None:
         """Extend a running record's backstop and say when it was active."""

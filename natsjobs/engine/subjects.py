@@ -90,6 +90,10 @@ class Subjects:
         """Terminal record of a generation."""
         return f"{self.events_prefix}{escape(stream_id)}.{escape(generation)}.end"
 
+    def log_beside(self, end: str) -> str:
+        """The log of the generation of which this is the ``end``."""
+        return f"{end[:-3]}log"
+
     def scope(self, stream_id: str, generation: str) -> str:
         """The one filter that guards every append of a generation (B10: never another)."""
         return f"{self.events_prefix}{escape(stream_id)}.{escape(generation)}.*"

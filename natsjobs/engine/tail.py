@@ -23,7 +23,8 @@ from copy import copy
 from natsjobs.engine import wire
 from natsjobs.engine.bell import Bells
 from natsjobs.engine.context import Context
-from natsjobs.engine.lookout import NEVER, UNCHECKED, Lookout
+from natsjobs.engine.followers import NEVER, UNCHECKED, Group
+from natsjobs.engine.lookout import Lookout
 from natsjobs.engine.pages import Pages
 from natsjobs.engine.patience import Looks, patiently
 from natsjobs.engine.ports import Incoming, Interest, Message, StreamMissingError
@@ -59,6 +60,7 @@ class Tail:
         self._context, self._subjects = context, context.subjects
         self.scope = self._subjects.scope(stream_id, generation)
         self.due, self.checked = NEVER, UNCHECKED
+        self.group: Group | None = None
         self._lookout, self._events = lookout, context.link.events
         self._window = Window(context.config.limits.reader_events)
         self.take = self._window.find
@@ -67,8 +69,8 @@ class Tail:
         self._replay = Replay(0, 0)
         self._held: list[Incoming] | None = []  # a list while a look is under way
         self._again = self._doubtful = self._closed = False
-        self._repairing = False  # the look under way is not the schedule's
-        self._looks = Looks(context.config.timing.look)
+        self._repairing = False  # the look under way, or due, is not the schedule's
+        self.looks = Looks(context.config.timing.look)
         self._interests: list[Interest] = []
         self._forget_reconnect: Callable[[], None] | None = None
         self._opening: asyncio.Future[None] | None = None
@@ -97,10 +99,6 @@ class Tail:
         They ring as soon as there is something new: events, the end, or that history is lost.
         """
         return index >= self._replay.next and self.terminal is None and self.lost is None and self.denied is None
-
-    def wake(self) -> None:
-        """Let all who wait look again."""
-        self.bells.ring()
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -135,7 +133,7 @@ class Tail:
                 await interest.confirm()
             self._forget_reconnect = self._context.link.on_reconnect(self._on_reconnect)
             self._release()
-            self._looks.again()
+            self.looks.again()
             self._schedule()
         except BaseException:
             await self._drop_interests()
@@ -180,13 +178,12 @@ class Tail:
         if self._forget_reconnect is not None:
             self._forget_reconnect()
         self.pages.close()
-        self.wake()
+        self.bells.ring()
         await self._drop_interests()
 
     async def _drop_interests(self) -> None:
-        interests, self._interests = self._interests, []
-        for interest in interests:
-            await interest.unsubscribe()
+        while self._interests:
+            await self._interests.pop().unsubscribe()
 
     # -- the live path ------------------------------------------------------------------------------------------
 
@@ -217,10 +214,10 @@ class Tail:
         if isinstance(verdict, Batch):
             self._window.add(verdict)
             self.news.show(verdict, self.generation, readers=self.users)
-            self._looks.news()
+            self.looks.news()
             if self._held is None:  # else the look under way says when the next one is
                 self._schedule()
-            self.wake()
+            self.bells.ring()
         elif verdict is not Verdict.NOTHING:
             self._replay.seq = seq  # the look begins behind what was taken in, not behind what could not be
             if self._held is None:
@@ -239,7 +236,7 @@ class Tail:
         if self.is_over:
             self._lookout.forget(self)
         else:
-            self._lookout.expect(self, self._looks.latest())
+            self._lookout.expect(self, self.looks.latest())
 
     @property
     def is_over(self) -> bool:
@@ -252,14 +249,19 @@ class Tail:
         return self._held is None and self.terminal is None and self.lost is None and not self._closed
 
     @property
+    def calm(self) -> bool:
+        """Whether a look that finds nothing new changes nothing here."""
+        return not (self._doubtful or self._repairing) and self.denied is None
+
+    @property
     def alone(self) -> bool:
         """Whether the next look is at the leader, whatever a replica would say; after a reconnect it is one soon."""
-        return self._looks.alone and not self._doubtful
+        return self.looks.alone and not self._doubtful
 
     @property
     def unproven(self) -> bool:
         """Whether the next look has to find what was already seen, too."""
-        return self._doubtful or self._looks.proves
+        return self._doubtful or self.looks.proves
 
     def look_now(self) -> None:
         """Something may have been missed: start a look, or one more after the one that is under way."""
@@ -300,18 +302,18 @@ class Tail:
         """A look could not be made."""
         if isinstance(error, ConnectionLostError):
             self.lost = error
-            self.wake()
+            self.bells.ring()
         elif isinstance(error, UnavailableError):
-            self._looks.news()  # the long pauses are for a log that says that there is nothing
+            self.looks.news()  # the long pauses are for a log that says that there is nothing
             if isinstance(error, PermissionDeniedError):
                 self.denied = error
-                self.wake()
+                self.bells.ring()
         _log.info("following %s: %s%s", self.stream_id, error, "" if self.is_over else "; still trying")
 
     def settle(self) -> None:
         """A look is over: the next one comes soon if that was a repair."""
         if self._repairing:
-            self._looks.again()
+            self.looks.again()
             self._repairing = False
         self._schedule()
 
@@ -351,7 +353,7 @@ class Tail:
         if isinstance(verdict, Batch):
             self._window.add(verdict)
             self._repairing = True
-            self.wake()
+            self.bells.ring()
         elif verdict is Verdict.TERMINAL:
             assert entry is not None
             self._end(await read_terminal(self._context.link, message, entry))
@@ -370,7 +372,7 @@ class Tail:
         verdict = self._replay.feed(seq, entry, end=False)
         if isinstance(verdict, Batch):
             self._window.add(verdict)
-        self.wake()
+        self.bells.ring()
 
     async def _is_newest(self) -> bool:
         """Whether all that is there is known, by the leader's index: whatever others have stored, no search."""
@@ -387,10 +389,10 @@ class Tail:
     def _end(self, terminal: wire.Terminal) -> None:
         self.terminal = terminal
         self._lookout.forget(self)
-        self.wake()
+        self.bells.ring()
         self._context.on_terminal(self.stream_id, self.generation, terminal)
 
     def _lose(self, detail: str) -> HistoryLostError:
         self.lost = HistoryLostError(self.stream_id, detail)
-        self.wake()
+        self.bells.ring()
         return self.lost

@@ -59,7 +59,7 @@ async def test_followers_of_the_longest_ids_have_what_was_lost_live(small: Serve
         runs = [await stack.enter_async_context(jobs.start(name, user_id="u")) for name in names]
         readers = [await stack.enter_async_context(viewer.subscribe(name)) for name in names]
         now, tails = asyncio.get_running_loop().time(), viewer.transport._tails._tails.values()
-        await eventually(lambda: all(now + 600 < tail.due < math.inf for tail in tails))
+        await eventually(lambda: all(now + 600 < (tail.group or tail).due < math.inf for tail in tails))
         nc = viewer.transport.replica.context.link.nc
         for sid, sub in nc._subs.items():
             if sub.subject.startswith(here.names.live_prefix):

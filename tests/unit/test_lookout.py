@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ from virtual_time import Virtual
 
 from natsjobs import Config, ConnectionLostError, EventTooLargeError, PermissionDeniedError, UnavailableError
 from natsjobs.engine.context import Context
-from natsjobs.engine.lookout import NEVER, UNCHECKED, Lookout
+from natsjobs.engine.followers import NEVER, UNCHECKED, Group
+from natsjobs.engine.lookout import Lookout
 from natsjobs.engine.patience import Looks
 from natsjobs.engine.ports import MOST_NEWEST, Newer, StreamMissingError
 from natsjobs.errors import NatsJobsError
@@ -33,6 +35,8 @@ class Stream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.leader, self.read, self.questions = 0, 0, list[list[str]]()
+        self.asked = defaultdict[str, list[float]](list)
+        """By scope: when one question was for it, among others."""
         self.answer: Callable[[Newer | None], Newer | None] = lambda found: found
 
     async def state(self) -> Any:
@@ -56,6 +60,8 @@ class Stream:
     async def newer(self, names: list[str], seq: int) -> Newer | None:
         """One question for many."""
         self.questions.append(names)
+        for name in names:
+            self.asked[name].append(time.monotonic())
         return self.answer(await self._stream.newer(names, seq))
 
 
@@ -102,13 +108,16 @@ class Follower:
         self.due, self.checked = NEVER, UNCHECKED
         self.seq, self.waits, self.alone, self.unproven = seq, True, False, False
         self.told: list[Any] = []
+        self.looked: list[float] = []  # by itself
         self.times: list[float] = []
-        self.pauses: list[float] = []
-        self._scene, self._looks = scene, Looks(2.0)
+        self.group: Group | None = None
+        self.calm = True
+        self._scene, self.looks = scene, Looks(2.0)
 
     def look(self, *, doubtful: bool = False) -> None:
         """It has to look at the leader."""
         self.told.append("doubt" if doubtful else "look")
+        self.looked.append(time.monotonic())
 
     def nothing_new(self, *, proven: bool) -> None:
         """It need not."""
@@ -125,9 +134,12 @@ class Follower:
 
     def expect(self) -> None:
         """As a tail does."""
-        pause = self._looks.latest()
-        self.pauses.append(pause / 1.1)
-        self._scene.lookout.expect(self, pause)
+        self._scene.lookout.expect(self, self.looks.latest())
+
+    @property
+    def next(self) -> float:
+        """When it looks again, by itself or with others."""
+        return (self.group or self).due
 
 
 def play(clock: Virtual, scene: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
@@ -154,16 +166,19 @@ def test_nobody_looks_late_or_early(clock: Virtual) -> None:
     async def scene(here: Scene) -> None:
         followers = [here.follower(f"s{n}") for n in range(60)]
         for follower in followers:
-            follower.times.append(time.monotonic())
+            follower.looked.append(time.monotonic())
             follower.expect()
             await asyncio.sleep(0.007)
         await asyncio.sleep(60)
+        looks = 0
         for follower in followers:
-            assert len(follower.times) > 6
-            taken = [later - sooner for sooner, later in itertools.pairwise(follower.times)]
-            for pause, took in zip(follower.pauses, taken, strict=False):
-                assert 0.9 * pause <= took <= 1.1 * pause + 0.01
-        looks = sum(len(follower.told) for follower in followers)
+            times = sorted(follower.looked + here.events.asked[follower.scope])
+            assert len(times) > 8
+            looks += len(times) - 1
+            planned = Looks(2.0)
+            for sooner, later in itertools.pairwise(times):
+                pause = planned.latest() / 1.1
+                assert 0.9 * pause <= later - sooner <= 1.1 * pause + 0.01
         assert sum(follower.told.count("look") for follower in followers) < looks / 10
         assert len(here.events.questions) < looks / 4
 
@@ -494,7 +509,7 @@ def test_a_look_that_is_due_at_once_is_not_put_off(clock: Virtual) -> None:
             follower.expect()
         await asyncio.sleep(0.2)
         assert [follower.told for follower in followers] == [["nothing"]] * 3
-        assert all(follower.due > time.monotonic() for follower in followers)
+        assert all(NEVER > follower.next > time.monotonic() for follower in followers)
 
     play(clock, scene)
 
@@ -517,7 +532,241 @@ def test_who_has_something_else_to_do_meanwhile_is_left_alone(clock: Virtual) ->
         await here.look(busy, *others)
         assert (busy.told, gone.told) == (["look"], [])
         assert {tuple(follower.told) for follower in others} == {("nothing",)}
-        assert [len(follower.times) for follower in (busy, gone, *others)] == [0, 0, 0, 1, 1, 1]
-        assert others[0].due > time.monotonic() + 4.0
+        assert [follower.next < NEVER for follower in (busy, gone, *others)] == [False, False, True, True, True, True]
+        assert not any(follower.times for follower in (busy, gone, others[0]))
+        assert others[0].next > time.monotonic() + 4.0 > max(other.next for other in others[1:])
+
+    play(clock, scene)
+
+
+async def _grouped(here: Scene, count: int = 6) -> list[Follower]:
+    """Followers of whom nothing new was found in the same look, a moment before two seconds of pause."""
+    followers = [here.follower(f"s{n}") for n in range(count)]
+    for follower in followers:
+        follower.looks.news()
+        follower.looks.latest()
+    await here.look(*followers)
+    assert {tuple(follower.told) for follower in followers} == {("nothing",)}
+    assert len({follower.group for follower in followers}) == 1
+    for follower in followers:
+        follower.told.clear()
+    here.events.questions.clear()
+    return followers
+
+
+def test_nothing_is_done_for_each_of_whom_the_same_question_finds_nothing(clock: Virtual) -> None:
+    """They are asked about together and told nothing, until their turn to prove what they know."""
+
+    async def scene(here: Scene) -> None:
+        followers = await _grouped(here)
+        await asyncio.sleep(4.4 + 8.8)
+        assert [sorted(names) for names in here.events.questions] == [[one.scope for one in followers]] * 2
+        assert not any(follower.told or follower.times for follower in followers)
+        for follower in followers:
+            follower.unproven = True
+        await asyncio.sleep(11 + 11 + 11)
+        assert {tuple(follower.told) for follower in followers} == {("proven",)}
+        assert {follower.next for follower in followers} == {followers[0].next} != {NEVER}
+
+    play(clock, scene)
+
+
+def test_one_of_a_group_that_has_news_is_told_and_the_others_are_not(clock: Virtual) -> None:
+    """He looks himself, and goes on where the others are; what he knew already is no news."""
+
+    async def scene(here: Scene) -> None:
+        followers = await _grouped(here)
+        here.append("s1")
+        followers[2].seq = here.append("s2")
+        await asyncio.sleep(4.4)
+        assert [follower.told for follower in followers] == [[], ["look"], [], [], [], []]
+        assert followers[1].looks.silent == followers[0].group.looks.silent  # type: ignore[union-attr]
+        assert len({follower.group for follower in followers}) == 2
+
+    play(clock, scene)
+
+
+def test_who_has_something_else_to_do_leaves_the_group(clock: Virtual) -> None:
+    """Something came, a reconnect, the end: what is asked for the others is not asked for him."""
+
+    async def scene(here: Scene) -> None:
+        hot, doubtful, over, *others = await _grouped(here)
+        hot.looks.news()
+        hot.expect()
+        doubtful.calm, doubtful.unproven = False, True
+        here.lookout.at_once(doubtful)
+        here.lookout.forget(over)
+        await asyncio.sleep(4.4)
+        told = [["look"], ["look"], [], [], [], []]
+        assert [follower.told[:1] for follower in (hot, doubtful, over, *others)] == told
+        assert [sorted(names) for names in here.events.questions] == [[one.scope for one in others]]
+        assert over.next == NEVER
+
+    play(clock, scene)
+
+
+def test_a_group_that_all_have_left_is_asked_about_no_more(clock: Virtual) -> None:
+    """Also when they leave while its question is about to be asked."""
+
+    async def scene(here: Scene) -> None:
+        followers, state = await _grouped(here), here.events.state
+
+        async def meanwhile() -> Any:
+            for follower in followers:
+                here.lookout.forget(follower)
+            return await state()
+
+        here.events.state = meanwhile  # type: ignore[method-assign]
+        await asyncio.sleep(30)
+        assert (here.events.questions, here.events.leader) == ([], 2)
+        assert here.lookout._ticks == []
+
+    play(clock, scene)
+
+
+@pytest.mark.parametrize("how", ["gone", "restored", "behind"])
+def test_a_group_has_to_find_everything_again_when_the_stream_does_not_go_on(clock: Virtual, how: str) -> None:
+    """Each for himself (B11), also when the stream ends before what one of them knows."""
+
+    async def scene(here: Scene) -> None:
+        followers = await _grouped(here)
+        if how == "behind":
+            followers[3].seq += 100
+        elif how == "gone":
+            for follower in followers[3:]:
+                here.lose(follower)
+            here.append("noise")
+        else:
+            here.system.remove_streams()
+            here.system.create_streams()
+            for name in ("s0", "s1", "s2"):
+                here.append(name)
+        await asyncio.sleep(4.4)
+        calm = "nothing" if how == "behind" else "proven"
+        lost = [["doubt"], [calm], [calm]] if how == "behind" else [["doubt"]] * 3
+        assert [follower.told for follower in followers] == [[calm]] * 3 + lost
+
+    play(clock, scene)
+
+
+@pytest.mark.parametrize("how", ["leader", "replica", "silence", "denied"])
+def test_a_group_that_cannot_be_asked_about_is_one_no_more(clock: Virtual, how: str) -> None:
+    """Each is told, or looks himself, and all expect the next look."""
+
+    async def scene(here: Scene) -> None:
+        followers = await _grouped(here)
+
+        def fail(found: Newer | None) -> Newer | None:
+            if how == "replica":
+                raise ConnectionLostError("closed")
+            return None
+
+        async def refuse() -> None:
+            raise PermissionDeniedError("asking", subject="x") if how == "denied" else UnavailableError("away")
+
+        here.events.answer = fail
+        if how in {"leader", "denied"}:
+            here.events.state = refuse  # type: ignore[method-assign]
+        await asyncio.sleep(4.4)
+        told = {"leader": UnavailableError, "replica": ConnectionLostError}.get(how, "look")
+        assert [follower.told for follower in followers] == [[told]] * 6
+        assert all(follower.group is None and NEVER > follower.due > time.monotonic() for follower in followers)
+
+    play(clock, scene)
+
+
+def test_who_is_to_be_told_that_nothing_is_new_is_in_no_group(clock: Virtual) -> None:
+    """For whoever could not look, or doubts, that changes something."""
+
+    async def scene(here: Scene) -> None:
+        followers = await _grouped(here)
+        followers[0].calm = False
+        await here.look(*followers)
+        assert [follower.group is None for follower in followers] == [True] + [False] * 5
+        await asyncio.sleep(8.8)
+        assert [len(follower.told) for follower in followers] == [2] + [1] * 5
+
+    play(clock, scene)
+
+
+def test_a_group_is_not_forgotten_when_a_look_fails_as_nobody_expects(clock: Virtual) -> None:
+    """It looks again."""
+
+    async def scene(here: Scene) -> None:
+        followers, state = await _grouped(here), here.events.state
+
+        async def fail() -> None:
+            here.events.state = state  # type: ignore[method-assign]
+            raise ValueError("a bug")
+
+        here.events.state = fail  # type: ignore[method-assign]
+        await asyncio.sleep(4.4)
+        assert here.events.questions == []
+        await asyncio.sleep(8.8)
+        assert [sorted(names) for names in here.events.questions] == [[one.scope for one in followers]]
+
+    play(clock, scene)
+
+
+def test_small_groups_become_one_question_when_they_look_at_the_same_time(clock: Virtual) -> None:
+    """As soon as so many have left that it holds them."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(MOST_NEWEST + 44)]
+        for follower in followers:
+            follower.looks.news()
+            follower.looks.latest()
+        sizes: list[list[int]] = []
+        for leave in (0, 43, 1):
+            here.events.questions.clear()
+            for follower in [one for one in followers if one.group is followers[0].group][:leave]:
+                here.lookout.forget(follower)
+                followers.remove(follower)
+            await (asyncio.sleep(8.8) if sizes else here.look(*followers))
+            sizes.append([len(names) for names in here.events.questions])
+        assert sizes[0] == [MOST_NEWEST, 44]
+        assert sorted(sizes[1]) == [44, MOST_NEWEST - 43]
+        assert sizes[2] == [MOST_NEWEST]
+
+    play(clock, scene)
+
+
+def test_groups_that_know_unlike_things_stay_apart(clock: Virtual) -> None:
+    """What one of them has seen to be nothing new may be news for the other."""
+
+    async def scene(here: Scene) -> None:
+        some = await _grouped(here, 3)
+        here.append("s1")
+        others = [here.follower(f"other{n}") for n in range(4)]
+        for follower in others:
+            follower.looks.go_on(some[0].looks)
+        await here.look(*others)
+        assert some[0].group is not None
+        assert others[0].group is not None
+        here.lookout._put(some[0].group, others[0].group.due)
+        others[0].told.clear()
+        await asyncio.sleep(5)
+        assert [follower.told for follower in (*some, others[0])] == [[], ["look"], [], []]
+
+    play(clock, scene)
+
+
+def test_who_is_as_silent_as_others_but_not_for_as_long_is_in_another_group(clock: Virtual) -> None:
+    """What is special about every fifth look comes for each in his turn."""
+
+    async def scene(here: Scene) -> None:
+        followers = [here.follower(f"s{n}") for n in range(4)]
+        for follower in followers:
+            follower.looks.news()
+            for _ in range(4 if follower in followers[:2] else 13):
+                follower.looks.latest()
+        await here.look(*followers)
+        one, other = followers[0].group, followers[2].group
+        assert one is not None
+        assert other is not None
+        here.lookout._put(other, one.due)
+        await asyncio.sleep(11)
+        assert (followers[1].group, followers[3].group) == (one, other)
+        assert one is not other
 
     play(clock, scene)

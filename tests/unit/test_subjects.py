@@ -81,6 +81,7 @@ def test_subjects_are_read_back(stream_id, user):
         assert S.split_event(live) == (stream_id, GENERATION, kind)
         assert subject.split(".")[:4] == S.scope(stream_id, GENERATION).split(".")[:4]
         assert subject.startswith(S.all_generations(stream_id).removesuffix(">"))
+    assert S.log_beside(S.end(stream_id, GENERATION)) == S.log(stream_id, GENERATION)
     key = S.record("active", user, stream_id)
     assert S.split_record(key) == ("active", user, stream_id)
     assert S.split_record(S.changes_prefix + key.removeprefix(S.record_prefix)) == ("active", user, stream_id)

@@ -15,6 +15,7 @@ from natsjobs import Config, UserMessage
 from natsjobs.config import Retention, Timing
 from natsjobs.engine import garbage, wire
 from natsjobs.engine import survey as survey_module
+from natsjobs.engine.appender import Appender
 from natsjobs.engine.context import Context
 from natsjobs.engine.jobs import record_of
 from natsjobs.engine.ports import PAGE, Message
@@ -233,9 +234,6 @@ def test_thousands_are_gone_through_in_small_steps(clock: Virtual, monkeypatch: 
             assert await replica.upkeep.sweep() == 0
             assert counting.most == STEP, "owned runs are looked up for each record"
             counting.most = 0
-            await replica.runs.forget_idle()
-            assert counting.most == STEP
-            counting.most = 0
             patch.setattr(replica.context.subjects, "split_event", lambda _: counting.count())
             await replica.upkeep.sweep()
             assert counting.most == STEP, "logs"
@@ -245,6 +243,33 @@ def test_thousands_are_gone_through_in_small_steps(clock: Virtual, monkeypatch: 
                 counting.most = 0
                 assert len(await what or range(JOBS)) == JOBS
                 assert 0 < counting.most <= PAGE
+        other.cancel()
+        await store.destroy()
+
+    clock.run(scene())
+
+
+def test_a_tick_asks_nothing_of_the_writers_of_owned_runs(clock: Virtual, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands that are quiet; those of runs that have ended go, a few in a step."""
+
+    async def scene() -> None:
+        store = MemoryJobStore(Config())
+        await store.initialize()
+        await asyncio.gather(*(store.create_job(f"s{number}", "u") for number in range(JOBS)))
+        runs = store.replica.runs
+        counting = Counting({})
+        other = asyncio.ensure_future(counting.turns())
+        monkeypatch.setattr(Appender, "owes", property(lambda _: counting.count()))
+        monkeypatch.setattr(Appender, "idle", property(lambda _: counting.count() or True))
+        await runs.forget_idle()
+        assert counting.most == 0
+        over = list(runs.owned)
+        for key in over:
+            runs.disown(*key)
+            runs.local(*key).last_stored -= 3600  # type: ignore[union-attr]
+        await runs.forget_idle()
+        assert counting.most == STEP
+        assert not any(runs.local(*key) for key in over)
         other.cancel()
         await store.destroy()
 
