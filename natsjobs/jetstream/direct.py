@@ -1,32 +1,31 @@
 """Pages from any replica of a stream: batch direct gets, and what it means when nobody answers one.
 
-Owns the line in which pages are asked for, how long an answer may take, and the judgement that replicas are silent. A
-server takes what one connection asks for one after the other, and a page of a log that lies between hundreds of others
-takes it milliseconds; so a few are under way at a time, and the others wait here, where they hold up nothing else.
-Their time begins when they are sent. A page whose messages keep arriving is not late. Questions about many subjects do
-not stand in this line (``in_turn``): a server answers them from its index, a list is not to wait for pages of logs, and
-who asks many of them, as looks do, keeps few under way himself.
+Owns how long an answer may take, and the judgement that replicas are silent. Pages stand in a line, where very many are
+read together (``pages``); their time begins when they are sent. A page whose messages keep arriving is not late.
+Questions about many subjects stand in no line: a server answers them from its index, a list is not to wait for pages of
+logs, and who asks many of them, as looks do, keeps few under way himself.
 
-Guarantees that the line is fair, that whoever is cancelled leaves no place in it taken, that nobody stands in it for a
-connection that is away, and that one silent page says nothing about replicas as long as others are answered in their
-order: the server is busy then. What pages mean, and what errors do, is the stream's business.
+Guarantees that nobody stands in line for a connection that is away, and that one silent page says nothing about
+replicas as long as others are answered in their order: the server is busy then. What pages mean, and what errors do, is
+the stream's business.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 from collections import deque
-from contextlib import nullcontext
 
 import msgspec
 
 from natsjobs.engine import garbage
 from natsjobs.engine.ports import Message
+from natsjobs.errors import NatsJobsError
 from natsjobs.jetstream.faults import RequestFailedError
 from natsjobs.jetstream.headers import PENDING, marker_of, number_of, status_of, stored_of
+from natsjobs.jetstream.pages import PageLine
+from natsjobs.jetstream.walking import Query, Step
 from natsjobs.jetstream.wire import AWAY_WAIT, Wire
 
 _log = logging.getLogger(__name__)
@@ -45,12 +44,10 @@ class Answer(msgspec.Struct):
     """Of the status behind them."""
 
 
-ALL, TOO_MANY = 204, 413
+ALL, TOO_MANY, _NOTHING = 204, 413, 404
 MORE = 299
 """Ours: that was all of this page, and there is more."""
 
-_PLACES = 4
-"""Pages under way at a time: enough to keep a server busy, and few for all else that waits behind them there."""
 _LEADER_ONLY = 10.0
 """After replicas were silent, pages come from the leader for this long."""
 _OVERTAKEN = 3
@@ -67,7 +64,7 @@ class Replicas:
         self._name = name
         self.subject = f"{prefix}.DIRECT.GET.{name}"
         self._wire = wire
-        self._places = asyncio.Semaphore(_PLACES)
+        self._line = PageLine(self._walk_on, wire.spawn)
         self._longest = request
         self._limit = min(request, max(1.0, request / 4))
         self._heard = self._answered = -math.inf  # when a message came last; when that was sent which has its answer
@@ -79,29 +76,50 @@ class Replicas:
         """Whether nobody answered a page lately: none is asked for then."""
         return time.monotonic() - self._silent < _LEADER_ONLY
 
-    async def ask(self, query: object, *, in_turn: bool = True) -> Answer | None:
+    async def ask(self, query: object) -> Answer | None:
         """The answer to one question; ``None``: silence, which says nothing about the leader.
-
-        ``in_turn``: it stands in line.
 
         Raises:
             RequestFailedError: It could not be sent, or was denied, or connections broke under it again and again.
         """
-        encoded = _encode(query)
+        return await self._ask(_encode(query), None)
+
+    async def page(self, query: Query) -> Answer | None:
+        """As ``ask``, when it is this one's turn in the line of pages."""
+        return await self._ask(_encode(query), query)
+
+    async def _ask(self, encoded: bytes, in_line: Query | None) -> Answer | None:
         first = math.inf
         while True:
             await self._wire.connected(AWAY_WAIT)
-            async with self._places if in_turn else nullcontext():
+            if in_line is not None and (page := await self._line.enter(in_line)) is not None:
+                return Answer(page)
+            try:
                 if self.silent:
                     return None
                 if not self._wire.ready:
                     continue  # it broke while this one stood in line: all wait for it at once
                 first = min(first, time.monotonic())
-                try:
-                    return await self._attempt(encoded)
-                except RequestFailedError as error:
-                    if error.denied or self._wire.ready or time.monotonic() - first > self._longest:
-                        raise
+                return await self._attempt(encoded)
+            except RequestFailedError as error:
+                if error.denied or self._wire.ready or time.monotonic() - first > self._longest:
+                    raise
+            finally:
+                if in_line is not None:
+                    self._line.leave()
+
+    async def _walk_on(self, query: Query) -> Step | None:
+        """What a replica says of a stretch of the stream; ``None``: whoever waits for it had better ask for himself."""
+        if self.silent or not self._wire.ready:
+            return None
+        try:
+            found = await self._attempt(_encode(query))
+        except (RequestFailedError, NatsJobsError) as error:
+            _log.info("reading pages of %s one by one: %s", self._name, error)
+            return None
+        if found is None or found.status not in {ALL, MORE, _NOTHING}:
+            return None  # one that broke off is none either: the next might do so as well
+        return Step(found.messages, whole=found.status != MORE)
 
     async def _attempt(self, query: bytes) -> Answer | None:
         answer = Answer([])

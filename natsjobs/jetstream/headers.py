@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -21,6 +22,8 @@ _SUBJECT, SEQUENCE, _STORED_AT, PENDING, UP_TO, _OPERATION, _REASON = (
 )
 # For ``header_of`` and ``number_of``: names as the server spells them, with what surrounds them.
 _DIGITS = 18  # below 2 ** 63, like every sequence
+_USUAL = re.compile(rb"\r\nNats-Subject: ([^\r]+)\r\nNats-Sequence: ([0-9]{1,18})\r\nNats-Time-Stamp: ([^\r]+)\r\n")
+"""The three as servers have always written them, one behind the other."""
 _MARKERS = {"MaxAge": "MaxAge", "Purge": "PURGE", "Remove": "DEL"}
 
 
@@ -63,12 +66,9 @@ def stored_of(headers: bytes) -> tuple[str, int, float] | None:
     subject: bytes | None
     number: int | None
     at: bytes | None
-    _, found, rest = headers.rpartition(_SUBJECT)
-    lines = rest.split(b"\r\n", 3)
-    usual = found and len(lines) == 4
-    if usual and lines[1].startswith(SEQUENCE[2:]) and lines[2].startswith(_STORED_AT[2:]):  # always, so far
-        subject, digits, at = lines[0], lines[1][len(SEQUENCE) - 2 :], lines[2][len(_STORED_AT) - 2 :]
-        number = int(digits) if digits.isdigit() and len(digits) <= _DIGITS else None
+    if (usual := _USUAL.match(headers, max(0, headers.rfind(_SUBJECT)))) is not None:
+        subject, digits, at = usual.groups()
+        number = int(digits)
     else:
         subject, number, at = header_of(headers, _SUBJECT), number_of(headers, SEQUENCE), header_of(headers, _STORED_AT)
     if subject is None or number is None or at is None:

@@ -3,9 +3,10 @@
 Owns how an append, a leader read and a page look on the wire, and what the answers mean. Appends carry their condition
 in headers, so the server decides; reads that decide something go to the leader (``STREAM.MSG.GET``), or, when very many
 want a newest message, together to a replica that is proven to be as far as he is (``gathering``). Pages come from any
-replica (``direct``), or from the leader while those are silent: a node that was cut off is asked for half a minute yet.
-A read is repeated when the connection breaks under it, a leader read also when nobody answers it: a stream without a
-leader drops what it is asked, and the next leader never hears of it. An append never is.
+replica (``direct``), those of very many logs from one walk over the stream (``walking``), or from the leader while
+replicas are silent: a node that was cut off is asked for half a minute yet. A read is repeated when the connection
+breaks under it, a leader read also when nobody answers it: a stream without a leader drops what it is asked, and the
+next leader never hears of it. An append never is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from natsjobs.jetstream.gathering import Gathering, may_gather
 from natsjobs.jetstream.headers import NOBODY, PENDING, UP_TO, marker_of, number_of, seconds_of, status_of
 from natsjobs.jetstream.inbox import Waiting
 from natsjobs.jetstream.line import Line
+from natsjobs.jetstream.walking import Query
 from natsjobs.jetstream.wire import ASK_AGAIN, AWAY_WAIT, HEADER_ROOM, Wire
 
 _LOOK_EVERY = 1.0
@@ -149,18 +151,16 @@ class NatsStream:
         self, subject_filter: str, seq: int, *, batch: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Message]:
         """Up to ``batch`` messages that match, from ``seq`` on, from any replica. Raises as the port says."""
-        query = {"seq": max(1, seq), "batch": batch, "max_bytes": max_bytes, "next_by_subj": subject_filter}
-        found = await self._direct(query)
+        query = Query(max(1, seq), batch, max_bytes, subject_filter)
+        found = await self._direct(self._replicas.page(query))
         if found is not None:
-            return (
-                found.messages
-            )  # it says nothing about the leader: a replica that is cut off from it sends pages, too
+            return found.messages  # no news of the leader: a replica that is cut off from it sends pages, too
         return await self._leader_page(subject_filter, seq, batch, max_bytes)
 
     async def newest(self, filters: Sequence[str]) -> list[Message] | None:
         """The newest message of each subject that matches, from any replica. Raises as the port says."""
         query = {"multi_last": filters, "batch": PAGE, "max_bytes": PAGE_BYTES}
-        found = await self._direct(query, in_turn=False, refusals={TOO_MANY, MORE})
+        found = await self._direct(self._replicas.ask(query), refusals={TOO_MANY, MORE})
         if found is None:
             return None
         page, status = found.messages, found.status
@@ -170,7 +170,7 @@ class NatsStream:
     async def newer(self, filters: Sequence[str], seq: int, *, batch: int = 2 * MOST_NEWEST) -> Newer | None:
         """As ``newest``, of those at or after ``seq``, and how far the replica was. Raises as the port says."""
         query = {"multi_last": filters, "seq": seq, "batch": batch, "max_bytes": PAGE_BYTES}
-        found = await self._direct(query, in_turn=False, refusals={TOO_MANY, MORE})
+        found = await self._direct(self._replicas.ask(query), refusals={TOO_MANY, MORE})
         if found is None or found.status not in {ALL, MORE} or (found.status == MORE and not found.messages):
             return None
         upto = number_of(found.end, UP_TO)
@@ -180,18 +180,18 @@ class NatsStream:
         """How many of these hold a message, by any replica. Raises as the port says."""
         # It says with the first message how many come after it. The status says so, too, but 2.11 one less.
         query = {"multi_last": subjects, "batch": 1, "max_bytes": 1}
-        found = await self._direct(query, in_turn=False, refusals={TOO_MANY, MORE})
+        found = await self._direct(self._replicas.ask(query), refusals={TOO_MANY, MORE})
         if found is None:
             return None
         if not found.messages:
             return 0 if found.status == 404 else None
         return len(found.messages) + (number_of(found.headers, PENDING) or 0)
 
-    async def _direct(self, query: object, *, in_turn: bool = True, refusals: Collection[int] = ()) -> Answer | None:
+    async def _direct(self, asked: Awaitable[Answer | None], *, refusals: Collection[int] = ()) -> Answer | None:
         """What any replica says; ``None``: silence, or too long a question. ``refusals``: statuses, no errors."""
         doing, started = f"reading a page of {self.name}", time.monotonic()
         try:
-            found = await self._replicas.ask(query, in_turn=in_turn)
+            found = await asked
         except RequestFailedError as error:
             raise self._failed(error, doing, started, self._replicas.subject) from None
         except EventTooLargeError:
