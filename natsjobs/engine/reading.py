@@ -1,8 +1,8 @@
 """``Reading``: the block around a reader that ``EventTransport.read`` gives out.
 
 Owns one reader from entering to leaving; how it attaches and detaches is the transport's business. Guarantees that a
-transport that is cleaned up or destroyed ends it at any time: who waits for the next event, or is only on the way in,
-gets ``NotOpenError``, and nothing of the reader is left when ``close`` returns.
+transport that is destroyed ends it at any time: who waits for the next event, or is only on the way in, gets
+``NotOpenError``, and nothing of the reader is left when ``close`` returns.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Reading:
             if not self._cut or task.cancelling() > before + 1:  # others want that, too
                 raise
             raise NotOpenError(
-                "this transport was closed, or cleaned up, while this reader was being attached; subscribe again"
+                "this transport was closed while this reader was being attached; subscribe on another one"
             ) from None
         finally:
             self._entering = None
@@ -71,6 +71,11 @@ class Reading:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def is_entering(self) -> bool:
+        """Whether it is on its way in."""
+        return self._entering is not None
 
     def lacks(self, ended: Collection[str]) -> bool:
         """Whether one of these generations is being read, and its end was not given yet."""

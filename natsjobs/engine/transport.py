@@ -233,7 +233,8 @@ class EngineTransport:
         for subscription in list(self._subscriptions.get(stream_id, ())):
             await subscription.unsubscribe(patience=patience)
         for reading in [reading for reading in self._readers if reading.stream_id == stream_id]:
-            await reading.close()
+            if self._destroyed or not reading.is_entering:  # who is on his way is no subscriber yet, but may join here
+                await reading.close()
         for registration in self._registrations.pop(stream_id, []):
             await registration.dispose()
         await self._presence.close(stream_id, patience=patience)

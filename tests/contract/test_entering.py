@@ -17,8 +17,14 @@ def callbacks_of(context):
     return (link if hasattr(link, "own_interests") else link._wire)._callbacks
 
 
-@pytest.mark.parametrize("leaving", ["cleanup", "destroy"])
-async def test_a_reader_that_is_entered_while_its_transport_leaves_is_told_so(backend, replica, leaving):
+def beside(other):
+    """A transport of its own on the same replica."""
+    transport = type(other.transport)(*((other.nc, other.config) if hasattr(other, "nc") else (other.store,)))
+    assert transport.replica is other.transport.replica
+    return transport
+
+
+async def test_a_reader_that_is_entered_while_its_transport_is_destroyed_is_told_so(backend, replica):
     """Wherever it is just then it gets NotOpenError, on entering or from its next event; nothing of it is left."""
     await write(replica, [], end=False)
     other = await backend.replica()
@@ -26,23 +32,47 @@ async def test_a_reader_that_is_entered_while_its_transport_leaves_is_told_so(ba
     idle, context = sorted(other.interests()), other.transport.replica.context
     callbacks = len(callbacks_of(context))
     for turns in range(0, 40, 3):
-        transport = type(other.transport)(*((other.nc, other.config) if hasattr(other, "nc") else (other.store,)))
-        assert transport.replica is other.transport.replica
+        transport = beside(other)
         await transport.count_subscribers("s1")
         entering = asyncio.ensure_future(transport.read("s1").__aenter__())
         for _ in range(turns + 1):  # in the first it begins
             await asyncio.sleep(0)
-        await soon(transport.cleanup("s1") if leaving == "cleanup" else transport.destroy())
+        await soon(transport.destroy())
         with pytest.raises(NotOpenError):
             await soon(anext(await soon(entering)))
         assert (transport.get_subscriber_count("s1"), context.readers) == (0, 0)
         await eventually(lambda: sorted(other.interests()) == idle, what=f"nothing is left after {turns} turns")
         assert len(callbacks_of(context)) == callbacks
+
+
+async def test_a_reader_that_is_entered_beside_a_cleanup_reads_or_is_told(backend, replica):
+    """Who was a subscriber is dropped, and who was on his way becomes one: nobody waits for what never comes."""
+    await write(replica, ["a"], end=False)
+    other = await backend.replica()
+    await other.transport.count_subscribers("s1")
+    idle, context = sorted(other.interests()), other.transport.replica.context
+    joined = set()
+    for turns in range(0, 40, 3):
+        transport = beside(other)
+        await transport.count_subscribers("s1")
+        entering = asyncio.ensure_future(transport.read("s1").__aenter__())
+        for _ in range(turns + 1):  # in the first it begins
+            await asyncio.sleep(0)
+        await soon(transport.cleanup("s1"))
+        reader = await soon(entering)
+        joined.add(transport.get_subscriber_count("s1"))
+        if transport.get_subscriber_count("s1"):
+            assert (await soon(anext(reader))).data == "a"
+        else:
+            with pytest.raises(NotOpenError):
+                await soon(anext(reader))
         await transport.destroy()
+        assert context.readers == 0
+        await eventually(lambda: sorted(other.interests()) == idle, what=f"nothing is left after {turns} turns")
+    assert 1 in joined
 
 
-@pytest.mark.parametrize("leaving", ["cleanup", "destroy"])
-async def test_a_reader_that_waits_for_its_job_is_told_when_its_transport_leaves(backend, leaving):
+async def test_a_reader_that_waits_for_its_job_is_told_when_its_transport_is_destroyed(backend):
     """It need not wait for the rest of the time; the task that waited is cancelled for nobody."""
     transport = (await backend.replica()).transport
 
@@ -53,7 +83,7 @@ async def test_a_reader_that_waits_for_its_job_is_told_when_its_transport_leaves
 
     entering = asyncio.ensure_future(read())
     await eventually(lambda: transport.replica.context.readers == 1)
-    await soon(transport.cleanup("nobody") if leaving == "cleanup" else transport.destroy())
+    await soon(transport.destroy())
     assert entering.done()
     assert await entering == 0
 
