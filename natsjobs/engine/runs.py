@@ -323,16 +323,16 @@ class Runs:
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
-        owing = deque[Appender](maxlen=_MOST_OWING)
-        for step in in_steps(self._writers.others):
-            owing += (writer for writer in step if writer.owes)
-            await asyncio.sleep(0)
-        kept = set(owing)  # the next call on one of these is to hear that its events were not stored
-        for step in in_steps(self._writers.others):
+        owing = 0
+        for step in in_steps(reversed(self._writers.others)):
             for appender in step:
                 key = (appender.stream_id, appender.generation)
-                if appender in kept or key in self.unstored or self._writers.get(*key) is not appender:
+                if key in self.unstored or self._writers.get(*key) is not appender:
                     continue
+                if appender.owes:
+                    owing += 1
+                    if owing <= _MOST_OWING:
+                        continue  # the next call on it is to hear that its events were not stored
                 if appender.idle and appender.last_stored < horizon:
                     self._writers.remove(appender)
                     if self._newest.get(key[0]) == key[1]:
