@@ -263,11 +263,13 @@ class Runs:
     async def _mark_ended(
         self, stream_id: str, generation: str, terminal: wire.Terminal, fields: Mapping[str, Any]
     ) -> JobRecord | None:
-        """As ``jobs.mark_ended``; a refused record waits for somebody's sweep, for the log has decided already."""
+        """As ``jobs.mark_ended``; a refused record without ``fields`` waits for a sweep: the log has decided."""
         try:
             record = await mark_ended(self._context, stream_id, generation, terminal, fields)
         except (StreamFullError, PermissionDeniedError) as error:
             _log.warning("the record of %s does not say yet that it ended: %s; a sweep repairs it", stream_id, error)
+            if fields:
+                raise  # of these no sweep knows: whoever gave them can set them later
             return None
         if (repair := self._repairs.pop((stream_id, generation), None)) is not None:
             repair.cancel()
