@@ -263,11 +263,13 @@ class Runs:
     async def _mark_ended(
         self, stream_id: str, generation: str, terminal: wire.Terminal, fields: Mapping[str, Any]
     ) -> JobRecord | None:
-        """As ``jobs.mark_ended``; a refused record waits for somebody's sweep, for the log has decided already."""
+        """As ``jobs.mark_ended``; a refused record without ``fields`` waits for a sweep: the log has decided."""
         try:
             record = await mark_ended(self._context, stream_id, generation, terminal, fields)
         except (StreamFullError, PermissionDeniedError) as error:
             _log.warning("the record of %s does not say yet that it ended: %s; a sweep repairs it", stream_id, error)
+            if fields:
+                raise  # of these no sweep knows: whoever gave them can set them later
             return None
         if (repair := self._repairs.pop((stream_id, generation), None)) is not None:
             repair.cancel()
@@ -323,16 +325,16 @@ class Runs:
     async def forget_idle(self) -> None:
         """Drop writers nobody used for a while: closed ones, and those of generations owned elsewhere."""
         horizon = time.monotonic() - min(_KEEP_CLOSED, self._context.config.retention.finished)
-        owing = deque[Appender](maxlen=_MOST_OWING)
-        for step in in_steps(self._writers.others):
-            owing += (writer for writer in step if writer.owes)
-            await asyncio.sleep(0)
-        kept = set(owing)  # the next call on one of these is to hear that its events were not stored
-        for step in in_steps(self._writers.others):
+        owing = 0
+        for step in in_steps(reversed(self._writers.others)):
             for appender in step:
                 key = (appender.stream_id, appender.generation)
-                if appender in kept or key in self.unstored or self._writers.get(*key) is not appender:
+                if key in self.unstored or self._writers.get(*key) is not appender:
                     continue
+                if appender.owes:
+                    owing += 1
+                    if owing <= _MOST_OWING:
+                        continue  # the next call on it is to hear that its events were not stored
                 if appender.idle and appender.last_stored < horizon:
                     self._writers.remove(appender)
                     if self._newest.get(key[0]) == key[1]:

@@ -263,7 +263,8 @@ class WireInterest:
         if tap is not None and on is not None:
             self._tap = self._on = None
             await tap.unsubscribe(on)
-            await self.attach(tap)
+            if self._tap is None:  # else a new connection was quicker
+                await self.attach(tap)
 
     async def unsubscribe(self) -> None:
         """Stop; twice is fine. The handler is not called any more, from the moment of the call on."""

@@ -21,6 +21,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable
+from heapq import heappop, heappush
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -96,16 +97,16 @@ class Walk:
         query = want.query
         if self._over or not (self._start <= query.seq <= self._at + REACH and query.is_of_one_log):
             return False
-        log = self._logs.setdefault(query.next_by_subj, _Log())
-        log.add(want)
-        for one, page in log.full():
-            _give(one, page)
+        page = self._logs.setdefault(query.next_by_subj, _Log()).add(want)
+        if page is not None:
+            _give(want, page)
         return True
 
     async def go(self) -> None:
         """To its end. ``left`` must follow, also when this was cancelled."""
         while wants := self._wants():
-            if (step := await self._walk_on(Query(self._at, _STEP, PAGE_BYTES, ">"))) is None:
+            step = await self._walk_on(Query(self._at, _STEP, PAGE_BYTES, ">"))
+            if step is None or not (step.messages or step.whole):
                 break
             unwanted = len(step.messages) - self._see(step.messages)
             passing = sum([want.query.seq < self._at for want in wants])
@@ -125,7 +126,7 @@ class Walk:
         return self._wants()
 
     def _wants(self) -> list[Want]:
-        return [want for log in self._logs.values() for want in log.wants if not want.place.done()]
+        return [want for log in self._logs.values() for want in log.wants.values() if not want.place.done()]
 
     def _see(self, messages: list[Message]) -> int:
         """How many of these are wanted."""
@@ -141,8 +142,7 @@ class Walk:
             log.size += size
             if message.seq >= log.first:
                 wanted += 1
-                if len(log.messages) >= log.enough or log.size >= log.much:
-                    self._ready += log.full()
+                self._ready += log.full()
         if messages:
             self._at = messages[-1].seq + 1
         return wanted
@@ -153,7 +153,7 @@ class Walk:
         for log in self._logs.values():
             pages = log.pages()
             self._ready += [(want, page) for want, page in pages if page or with_nothing]
-            log.wants = [want for want, page in pages if not (page or with_nothing)]
+            log.wants = {want.number: want for want, page in pages if not (page or with_nothing)}
 
     async def _give(self) -> None:
         """What is ready, some at a time."""
@@ -164,39 +164,57 @@ class Walk:
 
 
 class _Log:
-    """What has come of one log, and who wants it."""
+    """What has come of one log, and who wants it: perhaps hundreds, each from another place."""
 
-    __slots__ = ("enough", "first", "messages", "much", "size", "wants")
+    __slots__ = ("_counts", "_sizes", "first", "messages", "size", "wants")
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.size = 0
         """Bytes of them."""
-        self.wants: list[Want] = []
-        self.first = self.enough = self.much = math.inf
-        """Where the first page begins that is wanted; how many messages, or bytes, there are before one is full."""
+        self.wants: dict[int, Want] = {}
+        """By number."""
+        self.first = math.inf
+        """Where the first page begins that is wanted."""
+        # Heaps: how many messages, or bytes, there are before a page can be full, and the number of who wants it. So a
+        # message is no work for each who waits for more.
+        self._counts: list[tuple[int, int]] = []
+        self._sizes: list[tuple[int, int]] = []
 
-    def add(self, want: Want) -> None:
-        """One more who wants a page."""
-        self.wants.append(want)
-        self._expect(want, self._page(want))
+    def add(self, want: Want) -> list[Message] | None:
+        """One more who wants a page; if that is here, and full, it, and he wants nothing more."""
+        page = self._page(want)
+        if _is_full(want.query, page):
+            return page
+        self.wants[want.number] = want
+        self.first = min(self.first, want.query.seq)
+        self._expect_count(want, page)
+        self._expect_size(want, page)
+        return None
 
     def full(self) -> list[tuple[Want, list[Message]]]:
-        """Pages that are full, for those who want nothing more here."""
-        pages, full = self.pages(), list[tuple[Want, list[Message]]]()
-        self.wants = []
-        self.first = self.enough = self.much = math.inf
-        for want, page in pages:
-            if len(page) >= want.query.batch or _size(page) >= want.query.max_bytes:
-                full.append((want, page))
-            else:
-                self.wants.append(want)
-                self._expect(want, page)
+        """Pages that are full by now, for those who want nothing more here."""
+        full = list[tuple[Want, list[Message]]]()
+        for due, now, expect in (
+            (self._counts, len(self.messages), self._expect_count),
+            (self._sizes, self.size, self._expect_size),
+        ):
+            while due and due[0][0] <= now:
+                if (want := self.wants.get(heappop(due)[1])) is None:
+                    continue
+                page = self._page(want)
+                if _is_full(want.query, page):
+                    del self.wants[want.number]
+                    full.append((want, page))
+                else:
+                    expect(want, page)  # of what has come some lies before it
+        if full:
+            self.first = min((want.query.seq for want in self.wants.values()), default=math.inf)
         return full
 
     def pages(self) -> list[tuple[Want, list[Message]]]:
         """What there is for each who waits."""
-        return [(want, self._page(want)) for want in self.wants]
+        return [(want, self._page(want)) for want in self.wants.values()]
 
     def _page(self, want: Want) -> list[Message]:
         """No more than a server would give."""
@@ -208,10 +226,15 @@ class _Log:
             page = page[: bisect_left(sizes, query.max_bytes) + 1]
         return page
 
-    def _expect(self, want: Want, page: list[Message]) -> None:
-        self.first = min(self.first, want.query.seq)
-        self.enough = min(self.enough, len(self.messages) - len(page) + want.query.batch)
-        self.much = min(self.much, self.size - _size(page) + want.query.max_bytes)
+    def _expect_count(self, want: Want, page: list[Message]) -> None:
+        heappush(self._counts, (len(self.messages) - len(page) + want.query.batch, want.number))
+
+    def _expect_size(self, want: Want, page: list[Message]) -> None:
+        heappush(self._sizes, (self.size - _size(page) + want.query.max_bytes, want.number))
+
+
+def _is_full(query: Query, page: list[Message]) -> bool:
+    return len(page) >= query.batch or _size(page) >= query.max_bytes
 
 
 def _give(want: Want, page: list[Message]) -> None:

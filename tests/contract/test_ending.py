@@ -10,7 +10,7 @@ import pytest
 from making import rest
 from waiting import eventually, read_all, soon, take, values
 
-from natsjobs import EndReason, EventTooLargeError, InvalidArgumentError, JobClosedError, JobStatus
+from natsjobs import EndReason, EventTooLargeError, InvalidArgumentError, JobClosedError, JobStatus, StreamFullError
 from natsjobs.engine.jobs import mark_ended
 
 # -- the end -----------------------------------------------------------------------------------------------------
@@ -312,3 +312,24 @@ async def test_a_deleted_id_starts_afresh(store, store_b, jobs_b):
     assert await store.append_chunk("s1", "new") == 0
     await store.update_job("s1", status="complete")
     assert values(await read_all(jobs_b.subscribe, "s1")) == ["new"]
+
+
+async def test_fields_that_are_refused_behind_an_end_are_not_lost_silently(replica, monkeypatch):
+    """The log has decided, and a sweep will say so in the record; of the fields only who gave them knows."""
+    await replica.store.create_job("s1", "alice")
+    records = replica.store.replica.context.records
+    write = records.write
+
+    async def refused(key, *args, **options):
+        if ".job." in key:
+            raise StreamFullError("the bucket is full", size=1, limit=1)
+        return await write(key, *args, **options)
+
+    with monkeypatch.context() as full:
+        full.setattr(records, "write", refused)
+        with pytest.raises(StreamFullError):
+            await replica.store.update_job("s1", status="complete", metadata={"cost": 3})
+    await replica.store.cleanup()
+    assert await replica.store.update_job("s1", metadata={"cost": 3})
+    job = await replica.store.get_job("s1")
+    assert (job.status, job.metadata) == ("complete", {"cost": 3})

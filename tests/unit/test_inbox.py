@@ -6,9 +6,10 @@ import asyncio
 import time
 
 from virtual_time import Virtual
+from waiting import soon
 
 from natsjobs.jetstream.faults import RequestFailedError
-from natsjobs.jetstream.inbox import Inbox, Waiting
+from natsjobs.jetstream.inbox import Inbox, Waiting, WireInterest
 
 
 def take(body: bytes, _headers: bytes) -> bytes | None:
@@ -96,3 +97,39 @@ def test_who_is_not_answered_asks_again() -> None:
 
     with Virtual() as clock:
         clock.run(scene())
+
+
+class Place:
+    """A connection on which one interest is subscribed, and leaves as soon as it may."""
+
+    def __init__(self) -> None:
+        self.subscribed: set[object] = set()
+        self.leaving, self.may_leave = asyncio.Event(), asyncio.Event()
+
+    async def subscribe(self, _subject: str, _handler: object) -> object:
+        """One more."""
+        on = object()
+        self.subscribed.add(on)
+        return on
+
+    async def unsubscribe(self, on: object) -> None:
+        """One less."""
+        self.leaving.set()
+        await self.may_leave.wait()
+        self.subscribed.discard(on)
+
+
+async def test_an_interest_that_is_made_again_stays_on_the_connection_that_came_meanwhile() -> None:
+    """Else it would be on the old one, and whoever ends it would leave it on the new one for ever."""
+    old, new = Place(), Place()
+    interest = WireInterest("some.where", None, lambda _: None)
+    await interest.attach(old)  # type: ignore[arg-type]
+    again = asyncio.ensure_future(interest.again())
+    await soon(old.leaving.wait())
+    await interest.attach(new)  # type: ignore[arg-type]
+    old.may_leave.set()
+    new.may_leave.set()
+    await soon(again)
+    assert (len(old.subscribed), len(new.subscribed)) == (0, 1)
+    await interest.unsubscribe()
+    assert not new.subscribed

@@ -260,7 +260,7 @@ def test_a_tick_asks_nothing_of_the_writers_of_owned_runs(clock: Virtual, monkey
         counting = Counting({})
         other = asyncio.ensure_future(counting.turns())
         monkeypatch.setattr(Appender, "owes", property(lambda _: counting.count()))
-        monkeypatch.setattr(Appender, "idle", property(lambda _: counting.count() or True))
+        monkeypatch.setattr(Appender, "idle", property(lambda _: True))
         await runs.forget_idle()
         assert counting.most == 0
         over = list(runs.owned)
@@ -271,6 +271,32 @@ def test_a_tick_asks_nothing_of_the_writers_of_owned_runs(clock: Virtual, monkey
         assert counting.most == STEP
         assert not any(runs.local(*key) for key in over)
         other.cancel()
+        await store.destroy()
+
+    clock.run(scene())
+
+
+def test_a_tick_keeps_a_writer_that_begins_to_owe_while_it_goes_on(
+    clock: Virtual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call on it is to hear that its events were not stored, whichever step the tick has come to."""
+
+    async def scene() -> None:
+        store = MemoryJobStore(Config())
+        await store.initialize()
+        await asyncio.gather(*(store.create_job(f"s{number}", "u") for number in range(3 * STEP)))
+        runs, owing, keys = store.replica.runs, set[str](), list(store.replica.runs.owned)
+        monkeypatch.setattr(Appender, "owes", property(lambda writer: writer.stream_id in owing))
+        for key in keys:
+            runs.disown(*key)
+            runs.local(*key).last_stored -= 3600  # type: ignore[union-attr]
+        tick = asyncio.ensure_future(runs.forget_idle())
+        while not tick.done():
+            owing.update([key[0] for key in keys if key[0] not in owing and runs.local(*key)][:1])
+            await asyncio.sleep(0)
+        kept = {key[0] for key in keys if runs.local(*key)}
+        assert len(owing) > 2
+        assert owing == kept
         await store.destroy()
 
     clock.run(scene())

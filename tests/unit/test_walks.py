@@ -14,6 +14,7 @@ import pytest
 from waiting import eventually, soon
 
 from natsjobs.engine.ports import Message
+from natsjobs.jetstream import walking
 from natsjobs.jetstream.pages import PageLine
 from natsjobs.jetstream.walking import Query, Step
 from natsjobs.tasks import Tasks
@@ -159,6 +160,24 @@ async def test_pages_are_as_long_as_they_may_be_and_longer_logs_go_on_in_the_sam
     read_all = await soon(asyncio.gather(*(read(log) for log in logs + large)))
     assert read_all == [[64, 64, 22]] * 100 + [[3, 3, 3, 1]] * 2
     assert len(stream.steps) < 2 * 15_000 / STEP + 20
+
+
+async def test_very_many_who_are_at_different_places_of_one_log_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is no work for each who waits for more: they are looked at once in a page."""
+    stream, made, put_together = Stream(), list[int](), walking._Log._page
+
+    def page(log: walking._Log, want: walking.Want) -> list[Message]:
+        made.append(want.number)
+        return put_together(log, want)
+
+    monkeypatch.setattr(walking._Log, "_page", page)
+    for _ in range(1_000):
+        stream.add("log", random.randrange(100))
+    readers = random.sample(range(1, 1_000), 300)
+    pages = await soon(asyncio.gather(*(stream.page("log", seq) for seq in readers)))
+    assert pages == [whole(stream, "log")[seq - 1 : seq - 1 + PAGE] for seq in readers]
+    assert stream.given > len(readers) / 2
+    assert len(made) <= len(readers) * (2 + len(stream.messages) / PAGE)
 
 
 async def test_whoever_comes_meanwhile_joins_the_walk() -> None:
@@ -336,6 +355,16 @@ async def test_when_no_step_is_to_be_had_all_have_what_there_is_or_ask_for_thems
         assert page
     assert found[-1] == whole(stream, "late")
     assert len(stream.alone) == (PLACES + 1 if steps else 61)
+
+
+async def test_a_step_that_brings_nothing_and_is_not_the_last_ends_a_walk() -> None:
+    """The next one would be the same, and so on for ever."""
+    stream, logs = interleaved(60, 50)
+    stream.answers = lambda query: stream.answer(query) if len(stream.steps) < 2 else Step([], whole=False)
+    for log, page in zip(logs, await stream.pages(logs), strict=True):
+        assert page == whole(stream, log)[: len(page)]
+        assert page
+    assert len(stream.steps) == 2
 
 
 async def test_an_empty_page_is_given_only_where_the_stream_ends() -> None:
