@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 
+from natsjobs.errors import NatsJobsError
 from natsjobs.jetstream.faults import translated
 from natsjobs.jetstream.inbox import WireInterest
 from natsjobs.jetstream.tap import Tap
@@ -54,11 +55,15 @@ class Dropped:
                 self._refused.clear()  # nats-py makes all of them with the next connection, and is told then
             elif dropped := self._take():
                 _log.warning("NATS has dropped subscriptions for want of a permission; %d are made again", len(dropped))
-                with translated("subscribing again"):
-                    for interest in dropped:
-                        await interest.again()
-                # Refusals come before the answer that they were processed.
-                if await tap.barrier(_ANSWER) and any(self._refused_at(one) == -math.inf for one in dropped):
+                try:
+                    with translated("subscribing again"):
+                        for interest in dropped:
+                            await interest.again()
+                except NatsJobsError as error:  # the connection is being closed: with the next one all are made
+                    _log.info("dropped subscriptions are not made again: %s", error)
+                    continue
+                await tap.barrier(_ANSWER)  # refusals come before the answer that they were processed
+                if any(self._refused_at(one) == -math.inf for one in dropped):
                     self._back()
 
     def _take(self) -> list[WireInterest]:

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable
-from heapq import heappop, heappush
-from itertools import accumulate
 from typing import TypeAlias
 
 import msgspec
@@ -97,9 +95,10 @@ class Walk:
         query = want.query
         if self._over or not (self._start <= query.seq <= self._at + REACH and query.is_of_one_log):
             return False
-        page = self._logs.setdefault(query.next_by_subj, _Log()).add(want)
-        if page is not None:
-            _give(want, page)
+        log = self._logs.setdefault(query.next_by_subj, _Log())
+        log.add(want)
+        for one, page in log.full():
+            _give(one, page)
         return True
 
     async def go(self) -> None:
@@ -126,7 +125,7 @@ class Walk:
         return self._wants()
 
     def _wants(self) -> list[Want]:
-        return [want for log in self._logs.values() for want in log.wants.values() if not want.place.done()]
+        return [want for log in self._logs.values() for want in log.wants if not want.place.done()]
 
     def _see(self, messages: list[Message]) -> int:
         """How many of these are wanted."""
@@ -138,11 +137,11 @@ class Walk:
             log = logs.get(subject)
             if log is None:
                 log = logs[subject] = _Log()
-            log.messages.append(message)
-            log.size += size
+            log.see(message, size)
             if message.seq >= log.first:
                 wanted += 1
-                self._ready += log.full()
+                if len(log.messages) >= log.enough or log.size >= log.much:
+                    self._ready += log.full()
         if messages:
             self._at = messages[-1].seq + 1
         return wanted
@@ -153,7 +152,7 @@ class Walk:
         for log in self._logs.values():
             pages = log.pages()
             self._ready += [(want, page) for want, page in pages if page or with_nothing]
-            log.wants = {want.number: want for want, page in pages if not (page or with_nothing)}
+            log.wants = [want for want, page in pages if not (page or with_nothing)]
 
     async def _give(self) -> None:
         """What is ready, some at a time."""
@@ -164,83 +163,76 @@ class Walk:
 
 
 class _Log:
-    """What has come of one log, and who wants it: perhaps hundreds, each from another place."""
+    """What has come of one log, and who wants it.
 
-    __slots__ = ("_counts", "_sizes", "first", "messages", "size", "wants")
+    Whoever begins earlier has his page not later, for all pages are as large as each other (one that is smaller waits).
+    So a message is looked at for the first of those who wait, and not for each of a thousand at places of one log.
+    """
+
+    __slots__ = ("enough", "first", "messages", "much", "sizes", "wants")
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
-        self.size = 0
-        """Bytes of them."""
-        self.wants: dict[int, Want] = {}
-        """By number."""
-        self.first = math.inf
-        """Where the first page begins that is wanted."""
-        # Heaps: how many messages, or bytes, there are before a page can be full, and the number of who wants it. So a
-        # message is no work for each who waits for more.
-        self._counts: list[tuple[int, int]] = []
-        self._sizes: list[tuple[int, int]] = []
+        self.sizes: list[int] = []
+        """Bytes up to the end of each."""
+        self.wants: list[Want] = []
+        """By where they begin."""
+        self.first = self.enough = self.much = math.inf
+        """Where the first page begins that is wanted; how many messages, or bytes, there are before it is full."""
 
-    def add(self, want: Want) -> list[Message] | None:
-        """One more who wants a page; if that is here, and full, it, and he wants nothing more."""
-        page = self._page(want)
-        if _is_full(want.query, page):
-            return page
-        self.wants[want.number] = want
-        self.first = min(self.first, want.query.seq)
-        self._expect_count(want, page)
-        self._expect_size(want, page)
-        return None
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return self.sizes[-1] if self.sizes else 0
+
+    def see(self, message: Message, size: int) -> None:
+        """The next one."""
+        self.messages.append(message)
+        self.sizes.append(self.size + size)
+
+    def add(self, want: Want) -> None:
+        """One more who wants a page; ``full`` must follow."""
+        insort(self.wants, want, key=_begin)
 
     def full(self) -> list[tuple[Want, list[Message]]]:
-        """Pages that are full by now, for those who want nothing more here."""
+        """Pages that are full, for those who want nothing more here."""
         full = list[tuple[Want, list[Message]]]()
-        for due, now, expect in (
-            (self._counts, len(self.messages), self._expect_count),
-            (self._sizes, self.size, self._expect_size),
-        ):
-            while due and due[0][0] <= now:
-                if (want := self.wants.get(heappop(due)[1])) is None:
-                    continue
-                page = self._page(want)
-                if _is_full(want.query, page):
-                    del self.wants[want.number]
-                    full.append((want, page))
-                else:
-                    expect(want, page)  # of what has come some lies before it
-        if full:
-            self.first = min((want.query.seq for want in self.wants.values()), default=math.inf)
+        self.first = self.enough = self.much = math.inf
+        for want in self.wants:
+            start, query = self._start(want), want.query
+            enough, much = start + query.batch, self._before(start) + query.max_bytes
+            if len(self.messages) < enough and self.size < much:
+                self.first, self.enough, self.much = query.seq, enough, much
+                break
+            full.append((want, self._page(want)))
+        del self.wants[: len(full)]
         return full
 
     def pages(self) -> list[tuple[Want, list[Message]]]:
         """What there is for each who waits."""
-        return [(want, self._page(want)) for want in self.wants.values()]
+        return [(want, self._page(want)) for want in self.wants]
+
+    def _start(self, want: Want) -> int:
+        return bisect_left(self.messages, want.query.seq, key=_seq)
+
+    def _before(self, place: int) -> int:
+        return self.sizes[place - 1] if place else 0
 
     def _page(self, want: Want) -> list[Message]:
         """No more than a server would give."""
-        query = want.query
-        start = bisect_left(self.messages, query.seq, key=lambda message: message.seq)
-        page = self.messages[start : start + query.batch]
-        if self.size >= query.max_bytes:
-            sizes = list(accumulate(_size([message]) for message in page))
-            page = page[: bisect_left(sizes, query.max_bytes) + 1]
-        return page
-
-    def _expect_count(self, want: Want, page: list[Message]) -> None:
-        heappush(self._counts, (len(self.messages) - len(page) + want.query.batch, want.number))
-
-    def _expect_size(self, want: Want, page: list[Message]) -> None:
-        heappush(self._sizes, (self.size - _size(page) + want.query.max_bytes, want.number))
+        query, start = want.query, self._start(want)
+        much = bisect_left(self.sizes, self._before(start) + query.max_bytes, start) + 1
+        return self.messages[start : min(start + query.batch, much)]
 
 
-def _is_full(query: Query, page: list[Message]) -> bool:
-    return len(page) >= query.batch or _size(page) >= query.max_bytes
+def _begin(want: Want) -> int:
+    return want.query.seq
+
+
+def _seq(message: Message) -> int:
+    return message.seq
 
 
 def _give(want: Want, page: list[Message]) -> None:
     if not want.place.done():
         want.place.set_result(page)
-
-
-def _size(messages: list[Message]) -> int:
-    return sum([len(message.subject) + len(message.body) for message in messages])
