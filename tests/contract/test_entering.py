@@ -17,11 +17,16 @@ def callbacks_of(context):
     return (link if hasattr(link, "own_interests") else link._wire)._callbacks
 
 
-def beside(other):
-    """A transport of its own on the same replica."""
-    transport = type(other.transport)(*((other.nc, other.config) if hasattr(other, "nc") else (other.store,)))
-    assert transport.replica is other.transport.replica
-    return transport
+async def enter_step_by_step(other):
+    """Transports of their own on the same replica, each with a reader that has come a few steps further in."""
+    for turns in range(0, 40, 3):
+        transport = type(other.transport)(*((other.nc, other.config) if hasattr(other, "nc") else (other.store,)))
+        assert transport.replica is other.transport.replica
+        await transport.count_subscribers("s1")
+        entering = asyncio.ensure_future(transport.read("s1").__aenter__())
+        for _ in range(turns + 1):  # in the first it begins
+            await asyncio.sleep(0)
+        yield turns, transport, entering
 
 
 async def test_a_reader_that_is_entered_while_its_transport_is_destroyed_is_told_so(backend, replica):
@@ -31,12 +36,7 @@ async def test_a_reader_that_is_entered_while_its_transport_is_destroyed_is_told
     await other.transport.count_subscribers("s1")
     idle, context = sorted(other.interests()), other.transport.replica.context
     callbacks = len(callbacks_of(context))
-    for turns in range(0, 40, 3):
-        transport = beside(other)
-        await transport.count_subscribers("s1")
-        entering = asyncio.ensure_future(transport.read("s1").__aenter__())
-        for _ in range(turns + 1):  # in the first it begins
-            await asyncio.sleep(0)
+    async for turns, transport, entering in enter_step_by_step(other):
         await soon(transport.destroy())
         with pytest.raises(NotOpenError):
             await soon(anext(await soon(entering)))
@@ -52,12 +52,7 @@ async def test_a_reader_that_is_entered_beside_a_cleanup_reads_or_is_told(backen
     await other.transport.count_subscribers("s1")
     idle, context = sorted(other.interests()), other.transport.replica.context
     joined = set()
-    for turns in range(0, 40, 3):
-        transport = beside(other)
-        await transport.count_subscribers("s1")
-        entering = asyncio.ensure_future(transport.read("s1").__aenter__())
-        for _ in range(turns + 1):  # in the first it begins
-            await asyncio.sleep(0)
+    async for turns, transport, entering in enter_step_by_step(other):
         await soon(transport.cleanup("s1"))
         reader = await soon(entering)
         joined.add(transport.get_subscriber_count("s1"))
